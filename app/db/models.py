@@ -1,0 +1,101 @@
+"""Tables. Rows never leave `app`; times are unix seconds by the database's clock."""
+
+from typing import Any
+
+from sqlalchemy import JSON, BigInteger, Boolean, ForeignKey, Index, Integer, LargeBinary, String, Text
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+# SQLite numbers rows by itself only in a column of type INTEGER.
+BigId = BigInteger().with_variant(Integer, "sqlite")
+
+
+class Base(DeclarativeBase):
+    pass
+
+
+class File(Base):
+    """A stored blob: an upload, or a batch's output or error file."""
+
+    __tablename__ = "files"
+
+    id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    purpose: Mapped[str] = mapped_column(String(32))
+    filename: Mapped[str] = mapped_column(Text)
+    bytes: Mapped[int] = mapped_column(BigInteger)
+    created_at: Mapped[int] = mapped_column(BigInteger)
+    expires_at: Mapped[int | None] = mapped_column(BigInteger)
+    storage_key: Mapped[str] = mapped_column(String(128))
+
+    __table_args__ = (Index("ix_files_created_at_id", "created_at", "id"),)
+
+
+class Batch(Base):
+    """A job. `epoch` grows with every claim: whoever writes must hold the current one."""
+
+    __tablename__ = "batches"
+
+    id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    endpoint: Mapped[str] = mapped_column(String(64))
+    input_file_id: Mapped[str] = mapped_column(String(64), index=True)
+    completion_window: Mapped[str] = mapped_column(String(16))
+    metadata_: Mapped[dict[str, str] | None] = mapped_column("metadata", JSON)
+    model: Mapped[str | None] = mapped_column(Text)  # None: not known yet, or mixed
+    status: Mapped[str] = mapped_column(String(16), index=True)
+    errors: Mapped[list[dict[str, Any]] | None] = mapped_column(JSON)  # validation errors
+    output_file_id: Mapped[str | None] = mapped_column(String(64))
+    error_file_id: Mapped[str | None] = mapped_column(String(64))
+
+    created_at: Mapped[int] = mapped_column(BigInteger)
+    expires_at: Mapped[int] = mapped_column(BigInteger)
+    in_progress_at: Mapped[int | None] = mapped_column(BigInteger)
+    finalizing_at: Mapped[int | None] = mapped_column(BigInteger)
+    completed_at: Mapped[int | None] = mapped_column(BigInteger)
+    failed_at: Mapped[int | None] = mapped_column(BigInteger)
+    expired_at: Mapped[int | None] = mapped_column(BigInteger)
+    cancelling_at: Mapped[int | None] = mapped_column(BigInteger)
+    cancelled_at: Mapped[int | None] = mapped_column(BigInteger)
+
+    total: Mapped[int] = mapped_column(Integer, default=0)
+    completed: Mapped[int] = mapped_column(Integer, default=0)
+    failed: Mapped[int] = mapped_column(Integer, default=0)
+    input_tokens: Mapped[int] = mapped_column(BigInteger, default=0)
+    cached_tokens: Mapped[int] = mapped_column(BigInteger, default=0)
+    output_tokens: Mapped[int] = mapped_column(BigInteger, default=0)
+
+    epoch: Mapped[int] = mapped_column(Integer, default=0)
+    lease_owner: Mapped[str | None] = mapped_column(String(64))
+    lease_expires_at: Mapped[int | None] = mapped_column(BigInteger)
+
+    __table_args__ = (Index("ix_batches_created_at_id", "created_at", "id"),)
+
+
+class RequestLine(Base):
+    """One line of a batch's input: where it lies in the blob, never its body."""
+
+    __tablename__ = "request_lines"
+
+    id: Mapped[int] = mapped_column(BigId, primary_key=True, autoincrement=True)
+    batch_id: Mapped[str] = mapped_column(ForeignKey("batches.id", ondelete="CASCADE"))
+    line: Mapped[int] = mapped_column(Integer)  # physical line, 1-based
+    custom_id: Mapped[str] = mapped_column(Text)
+    offset: Mapped[int] = mapped_column(BigInteger)
+    length: Mapped[int] = mapped_column(Integer)
+    attempts: Mapped[int] = mapped_column(Integer, default=0)  # recorded before the line runs
+
+    __table_args__ = (Index("ix_request_lines_batch_id_id", "batch_id", "id"),)
+
+
+class LineResult(Base):
+    """The final answer to one line: a line of the output file (`ok`) or of the error file."""
+
+    __tablename__ = "line_results"
+
+    request_line_id: Mapped[int] = mapped_column(
+        ForeignKey("request_lines.id", ondelete="CASCADE"), primary_key=True
+    )
+    batch_id: Mapped[str] = mapped_column(ForeignKey("batches.id", ondelete="CASCADE"))
+    ok: Mapped[bool] = mapped_column(Boolean)
+    attempt: Mapped[int] = mapped_column(Integer)  # which attempt at the line this came from
+    payload: Mapped[bytes] = mapped_column(LargeBinary)  # the JSON line, without its newline
+
+    __table_args__ = (Index("ix_line_results_batch_id", "batch_id", "ok", "request_line_id"),)

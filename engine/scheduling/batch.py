@@ -1,0 +1,67 @@
+"""One step of work, as columns of arrays: all that a runner needs and nothing it must ask for."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Ints = NDArray[np.int32]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StepBatch:
+    """The step's rows, the segments they read, and the rows that are sampled.
+
+    Rows (one per token to compute, T of them) are sorted by segment in depth-first preorder, so
+    the rows of a segment's whole subtree are contiguous and its own rows come first:
+
+        segment   P (shared)        A (leaf)   B (leaf)
+        rows      [P P P P P P P P] [a a a]    [b]
+                  row_start(P)      ^ row_start(P) + row_count(P)      ^ subtree_end(P)
+
+        P's own rows attend P causally; rows a, b attend all of P (full), then their own segment.
+
+    Rows:
+        token_ids: int32 [T], input ids.
+        positions: int32 [T], position of each token in its own prompt + output.
+        slots: int32 [T], KV slot each row's key and value are written to;
+            slot = page_id * page_size + offset.
+
+    Segments (N of them, in preorder): every segment that has a row in this step, and all its ancestors.
+        row_start: int32 [N]
+        row_count: int32 [N], own rows; 0 for an ancestor whose KV is complete.
+        subtree_end: int32 [N], one past the last row of the segment's subtree.
+        kv_len: int32 [N], tokens of the segment whose KV exists after this step's write.
+        kv_position: int32 [N], position of the segment's first token.
+        page_start: int32 [N + 1], segment i owns page_ids[page_start[i]:page_start[i + 1]].
+        page_ids: int32 [P]
+
+    Sampled rows (S of them, in row order):
+        sample_rows: int32 [S]
+        request_ids: int64 [S], whose next token this is.
+        temperature: float32 [S]
+        top_p: float32 [S]
+        seeds: uint64 [S]
+        num_generated: int32 [S], tokens generated before this one: the noise's position.
+    """
+
+    token_ids: Ints
+    positions: Ints
+    slots: Ints
+    row_start: Ints
+    row_count: Ints
+    subtree_end: Ints
+    kv_len: Ints
+    kv_position: Ints
+    page_start: Ints
+    page_ids: Ints
+    sample_rows: Ints
+    request_ids: NDArray[np.int64]
+    temperature: NDArray[np.float32]
+    top_p: NDArray[np.float32]
+    seeds: NDArray[np.uint64]
+    num_generated: Ints
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.token_ids)
