@@ -1,0 +1,307 @@
+"""Attention by torch's fused CPU kernel, which returns each row's log-sum-exp beside its output.
+
+A step's work list becomes three kinds of calls, in this order:
+
+    fresh   own items of several rows: causal among the step's own rows, spans of equal length that
+            lie side by side in one call
+    tails   own items of one row (decoding): their short KV gathered and padded, many in one call
+    ranges  the rest: many rows stacked over one range of a segment, read in place where its pages
+            are one run; merged into what the rows have so far
+
+Every row starts in `fresh` or `tails`, so its output is written once and then only merged into.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from engine.attention.work_list import WorkList, build_work_list
+from engine.execution.kv_pool import KVPool
+from engine.scheduling.batch import StepBatch
+
+Ints = NDArray[np.int64]
+
+# Tails in one call: padding to the longest may waste at most a quarter, and the gathered copy should
+# stay within a second-level cache (4096 tokens of 3 heads x 64 x 2 x 4 bytes are 6 MB; larger calls
+# gained nothing).
+_SHORTEST_IN_CALL = 0.75
+_SLOTS_IN_CALL = 4096
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Fresh:
+    """`count` spans of `length` rows each from `row_start` on; allowed: bool mask [1, 1, length, length] or None."""
+
+    row_start: int
+    count: int
+    length: int
+    mask: torch.Tensor | None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Tails:
+    """rows int64 [B]; slots int64 [B * L], padded; mask float [B, 1, 1, L] (0 or -inf), None without padding."""
+
+    rows: torch.Tensor
+    slots: torch.Tensor
+    mask: torch.Tensor | None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Range:
+    """rows over slots: a slice where they are one run, else int64 [n]. mask float [1, 1, rows, n];
+    blind bool [rows]: rows that see nothing of the range."""
+
+    rows: slice
+    slots: slice | torch.Tensor
+    mask: torch.Tensor | None
+    blind: torch.Tensor | None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Calls:
+    fresh: list[_Fresh]
+    tails: list[_Tails]
+    ranges: list[_Range]
+
+
+class TorchBackend:
+    """Plans steps over one KV pool.
+
+    windows: for each layer its sliding window, None for full attention.
+    """
+
+    def __init__(self, pool: KVPool, page_size: int, windows: Sequence[int | None]) -> None:
+        self._pool = pool
+        self._page_size = page_size
+        self._windows = list(windows)
+
+    def plan(self, batch: StepBatch) -> "TorchStep":
+        planner = _StepPlanner(batch, self._page_size)
+        calls = {window: planner.calls(window) for window in set(self._windows)}
+        slots = torch.from_numpy(batch.slots.astype(np.int64))
+        return TorchStep(self._pool, slots, [calls[window] for window in self._windows])
+
+
+class TorchStep:
+    def __init__(self, pool: KVPool, slots: torch.Tensor, calls: list[_Calls]) -> None:
+        self._pool = pool
+        self._slots = slots
+        self._calls = calls
+
+    def attend(
+        self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float
+    ) -> torch.Tensor:
+        self._pool.write(layer, self._slots, key, value)
+        keys, values = self._pool.keys[layer], self._pool.values[layer]
+        num_rows, num_heads, _ = query.shape
+        output = query.new_empty(num_rows, num_heads, value.shape[-1])
+        lse = torch.empty(num_rows, num_heads, dtype=torch.float32)
+        calls = self._calls[layer]
+        for fresh in calls.fresh:
+            _run_fresh(fresh, query, key, value, scaling, output, lse)
+        for tails in calls.tails:
+            _run_tails(tails, query, keys, values, scaling, output, lse)
+        for item in calls.ranges:
+            _run_range(item, query, keys, values, scaling, output, lse)
+        return output
+
+
+def _flash(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    scaling: float,
+    causal: bool = False,
+    mask: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """q [B, Hq, R, D] over k and v [B, Hkv, n, D], n > 0: ([B, Hq, R, D], natural-log lse [B, Hq, R])."""
+    output, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+        query, key, value, 0.0, causal, attn_mask=mask, scale=scaling
+    )
+    return output, lse
+
+
+def _run_fresh(
+    call: _Fresh,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    scaling: float,
+    output: torch.Tensor,
+    lse: torch.Tensor,
+) -> None:
+    rows = slice(call.row_start, call.row_start + call.count * call.length)
+
+    def spans(tensor: torch.Tensor) -> torch.Tensor:  # [rows, H, D] -> [count, H, length, D], in place
+        return tensor[rows].unflatten(0, (call.count, call.length)).transpose(1, 2)
+
+    partial, partial_lse = _flash(
+        spans(query), spans(key), spans(value), scaling, causal=call.mask is None, mask=call.mask
+    )
+    spans(output).copy_(partial)
+    lse[rows].unflatten(0, (call.count, call.length)).copy_(partial_lse.transpose(1, 2))
+
+
+def _run_tails(
+    call: _Tails,
+    query: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    scaling: float,
+    output: torch.Tensor,
+    lse: torch.Tensor,
+) -> None:
+    num_tails, num_kv_heads = len(call.rows), keys.shape[1]
+
+    def gather(pool: torch.Tensor) -> torch.Tensor:  # [B * L] slots -> [B, Hkv, L, D]
+        return pool.index_select(0, call.slots).unflatten(0, (num_tails, -1)).transpose(1, 2)
+
+    # The query heads of one KV head become the rows of one small matrix.
+    grouped = query.index_select(0, call.rows).unflatten(1, (num_kv_heads, -1))
+    partial, partial_lse = _flash(grouped, gather(keys), gather(values), scaling, mask=call.mask)
+    output.index_copy_(0, call.rows, partial.flatten(1, 2))
+    lse.index_copy_(0, call.rows, partial_lse.flatten(1, 2))
+
+
+def _run_range(
+    call: _Range,
+    query: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    scaling: float,
+    output: torch.Tensor,
+    lse: torch.Tensor,
+) -> None:
+    def heads_first(tensor: torch.Tensor) -> torch.Tensor:  # [n, H, D] -> [1, H, n, D], in place
+        return tensor.transpose(0, 1).unsqueeze(0)
+
+    partial, partial_lse = _flash(
+        heads_first(query[call.rows]),
+        heads_first(keys[call.slots]),
+        heads_first(values[call.slots]),
+        scaling,
+        mask=call.mask,
+    )
+    partial, partial_lse = partial[0].transpose(0, 1), partial_lse[0].transpose(0, 1)
+    if call.blind is not None:  # the kernel says lse = 0 where a row sees nothing
+        partial_lse = partial_lse.masked_fill(call.blind[:, None], -torch.inf)
+    merge_state(output[call.rows], lse[call.rows], partial, partial_lse)
+
+
+def merge_state(
+    output: torch.Tensor, lse: torch.Tensor, partial: torch.Tensor, partial_lse: torch.Tensor
+) -> None:
+    """Merge a partial attention state into (output [R, H, D], lse [R, H]) in place.
+
+    With s = logaddexp(a, b): output = output * exp(a - s) + partial * exp(b - s); lse = s
+    (Hydragen, FlashInfer's cascade).
+    """
+    # exp(b - s) = sigmoid(b - a): one pass instead of three
+    weight = torch.sigmoid(partial_lse - lse).unsqueeze(-1).to(output.dtype)
+    output.lerp_(partial, weight)
+    torch.logaddexp(lse, partial_lse, out=lse)
+
+
+class _StepPlanner:
+    """Turns one step's work lists (one per distinct window) into calls."""
+
+    def __init__(self, batch: StepBatch, page_size: int) -> None:
+        self._batch = batch
+        self._page_size = page_size
+        starts, page_ids = batch.page_start.astype(np.int64), batch.page_ids.astype(np.int64)
+        self._page_start, self._page_ids = starts, page_ids
+        breaks = np.concatenate([[0], np.cumsum(np.diff(page_ids) != 1)]) if len(page_ids) else np.zeros(1)
+        last = np.maximum(starts[1:] - 1, starts[:-1]).clip(0, max(len(page_ids) - 1, 0))
+        self._one_run = breaks[starts[:-1].clip(0, max(len(page_ids) - 1, 0))] == breaks[last]
+
+    def calls(self, window: int | None) -> _Calls:
+        work = build_work_list(self._batch, window)
+        lengths = work.row_end - work.row_start
+        own_kv = self._batch.kv_len[work.segment]
+        tails = np.flatnonzero(work.causal & (lengths == 1))
+        fresh = np.flatnonzero(work.causal & (lengths > 1))
+        below = np.flatnonzero(~work.causal)
+        # A chunk that is not its segment's first also reads what earlier steps wrote.
+        earlier = fresh[own_kv[fresh] > lengths[fresh]]
+        ranges = [self._range(work, i, int(own_kv[i] - lengths[i]), window) for i in earlier]
+        ranges += [self._range(work, i, int(work.kv_end[i]), window) for i in below]
+        return _Calls(
+            fresh=self._fresh(work.row_start[fresh], lengths[fresh], window),
+            tails=self._tails(work, tails),
+            ranges=[call for call in ranges if call is not None],
+        )
+
+    def _fresh(self, row_starts: Ints, lengths: Ints, window: int | None) -> list[_Fresh]:
+        calls: list[_Fresh] = []
+        for row_start, length in zip(row_starts.tolist(), lengths.tolist(), strict=True):
+            previous = calls[-1] if calls else None
+            if previous is not None and (
+                previous.length == length and previous.row_start + previous.count * length == row_start
+            ):
+                calls[-1] = _Fresh(previous.row_start, previous.count + 1, length, previous.mask)
+            else:
+                calls.append(_Fresh(row_start, 1, length, _window_mask(length, window)))
+        return calls
+
+    def _tails(self, work: WorkList, items: Ints) -> list[_Tails]:
+        kv_lens = (work.kv_end - work.kv_start)[items]
+        order = np.argsort(-kv_lens, kind="stable")
+        items, kv_lens = items[order], kv_lens[order]
+        calls = []
+        start = 0
+        while start < len(items):
+            longest = int(kv_lens[start])
+            most = max(1, _SLOTS_IN_CALL // longest)
+            fit = int(np.searchsorted(-kv_lens[start:], -_SHORTEST_IN_CALL * longest, side="right"))
+            end = start + min(most, fit)
+            calls.append(self._tail_call(work, items[start:end], kv_lens[start:end]))
+            start = end
+        return calls
+
+    def _tail_call(self, work: WorkList, items: Ints, kv_lens: Ints) -> _Tails:
+        offsets = np.arange(kv_lens[0])
+        padded = offsets >= kv_lens[:, None]
+        tokens = np.where(padded, work.kv_start[items, None], work.kv_start[items, None] + offsets)
+        pages = self._page_ids[self._page_start[work.segment[items], None] + tokens // self._page_size]
+        slots = pages * self._page_size + tokens % self._page_size
+        mask = None
+        if padded.any():
+            mask = torch.from_numpy(np.where(padded, np.float32(-np.inf), np.float32(0)))[:, None, None]
+        return _Tails(torch.from_numpy(work.row_start[items]), torch.from_numpy(slots.ravel()), mask)
+
+    def _range(self, work: WorkList, item: int, kv_end: int, window: int | None) -> _Range | None:
+        kv_start, segment = int(work.kv_start[item]), int(work.segment[item])
+        if kv_start >= kv_end:
+            return None
+        rows = slice(int(work.row_start[item]), int(work.row_end[item]))
+        mask = blind = None
+        if window is not None:
+            first_key = int(self._batch.kv_position[segment]) + kv_start
+            distance = self._batch.positions[rows, None] - (first_key + np.arange(kv_end - kv_start))
+            hidden = distance >= window
+            if hidden.any():
+                mask = torch.from_numpy(np.where(hidden, np.float32(-np.inf), np.float32(0)))[None, None]
+                blind = torch.from_numpy(hidden.all(axis=1))
+        return _Range(rows, self._slots(segment, kv_start, kv_end), mask, blind)
+
+    def _slots(self, segment: int, kv_start: int, kv_end: int) -> slice | torch.Tensor:
+        first_page = int(self._page_start[segment])
+        if self._one_run[segment]:
+            base = int(self._page_ids[first_page]) * self._page_size
+            return slice(base + kv_start, base + kv_end)
+        tokens = np.arange(kv_start, kv_end)
+        pages = self._page_ids[first_page + tokens // self._page_size]
+        return torch.from_numpy(pages * self._page_size + tokens % self._page_size)
+
+
+def _window_mask(length: int, window: int | None) -> torch.Tensor | None:
+    """Causal and within the window, as float [1, 1, length, length]; None where causal says it all."""
+    if window is None or length <= window:
+        return None
+    distance = torch.arange(length)[:, None] - torch.arange(length)
+    hidden = (distance < 0) | (distance >= window)
+    return torch.zeros(1, 1, length, length).masked_fill(hidden, -torch.inf)
