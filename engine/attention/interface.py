@@ -41,8 +41,10 @@ def attention_forward(
         if kwargs.get(unsupported) is not None:
             raise ValueError(f"attention argument {unsupported!r} is not supported")
     step: AttentionStep = kwargs[STEP_KWARG]
-    rows = [tensor[0].transpose(0, 1) for tensor in (query, key, value)]
-    return step.attend(int(module.layer_idx), *rows, scaling).unsqueeze(0), None  # type: ignore[arg-type]
+    layer = module.layer_idx
+    assert isinstance(layer, int), f"layer_idx of {type(module).__name__} is {layer!r}"
+    rows, row_keys, row_values = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
+    return step.attend(layer, rows, row_keys, row_values, scaling).unsqueeze(0), None
 
 
 def register() -> None:

@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from engine.attention.kv_pool import KVPool
 from engine.attention.work_list import WorkList, build_work_list
-from engine.execution.kv_pool import KVPool
 from engine.scheduling.batch import StepBatch
 
 Ints = NDArray[np.int64]
@@ -33,7 +33,8 @@ _SLOTS_IN_CALL = 4096
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Fresh:
-    """`count` spans of `length` rows each from `row_start` on; allowed: bool mask [1, 1, length, length] or None."""
+    """`count` spans of `length` rows each from `row_start` on; mask float [1, 1, length, length] (0 or -inf),
+    None where plain causal attention is meant."""
 
     row_start: int
     count: int
@@ -43,7 +44,8 @@ class _Fresh:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Tails:
-    """rows int64 [B]; slots int64 [B * L], padded; mask float [B, 1, 1, L] (0 or -inf), None without padding."""
+    """rows int64 [B]; slots int64 [B * L], padded; mask float [B, 1, 1, L] (0 or -inf), None without
+    padding."""
 
     rows: torch.Tensor
     slots: torch.Tensor
@@ -119,10 +121,12 @@ def _flash(
     mask: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """q [B, Hq, R, D] over k and v [B, Hkv, n, D], n > 0: ([B, Hq, R, D], natural-log lse [B, Hq, R])."""
-    output, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+    if mask is not None:
+        mask = mask.to(query.dtype)
+    state: tuple[torch.Tensor, torch.Tensor] = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
         query, key, value, 0.0, causal, attn_mask=mask, scale=scaling
     )
-    return output, lse
+    return state
 
 
 def _run_fresh(
@@ -137,13 +141,13 @@ def _run_fresh(
     rows = slice(call.row_start, call.row_start + call.count * call.length)
 
     def spans(tensor: torch.Tensor) -> torch.Tensor:  # [rows, H, D] -> [count, H, length, D], in place
-        return tensor[rows].unflatten(0, (call.count, call.length)).transpose(1, 2)
+        return tensor[rows].view(call.count, call.length, *tensor.shape[1:]).transpose(1, 2)
 
     partial, partial_lse = _flash(
         spans(query), spans(key), spans(value), scaling, causal=call.mask is None, mask=call.mask
     )
     spans(output).copy_(partial)
-    lse[rows].unflatten(0, (call.count, call.length)).copy_(partial_lse.transpose(1, 2))
+    lse[rows].view(call.count, call.length, -1).copy_(partial_lse.transpose(1, 2))
 
 
 def _run_tails(
@@ -155,13 +159,13 @@ def _run_tails(
     output: torch.Tensor,
     lse: torch.Tensor,
 ) -> None:
-    num_tails, num_kv_heads = len(call.rows), keys.shape[1]
+    num_tails, num_kv_heads, head_dim = len(call.rows), *keys.shape[1:]
 
     def gather(pool: torch.Tensor) -> torch.Tensor:  # [B * L] slots -> [B, Hkv, L, D]
-        return pool.index_select(0, call.slots).unflatten(0, (num_tails, -1)).transpose(1, 2)
+        return pool.index_select(0, call.slots).view(num_tails, -1, *pool.shape[1:]).transpose(1, 2)
 
     # The query heads of one KV head become the rows of one small matrix.
-    grouped = query.index_select(0, call.rows).unflatten(1, (num_kv_heads, -1))
+    grouped = query.index_select(0, call.rows).view(num_tails, num_kv_heads, -1, head_dim)
     partial, partial_lse = _flash(grouped, gather(keys), gather(values), scaling, mask=call.mask)
     output.index_copy_(0, call.rows, partial.flatten(1, 2))
     lse.index_copy_(0, call.rows, partial_lse.flatten(1, 2))
@@ -227,8 +231,8 @@ class _StepPlanner:
         below = np.flatnonzero(~work.causal)
         # A chunk that is not its segment's first also reads what earlier steps wrote.
         earlier = fresh[own_kv[fresh] > lengths[fresh]]
-        ranges = [self._range(work, i, int(own_kv[i] - lengths[i]), window) for i in earlier]
-        ranges += [self._range(work, i, int(work.kv_end[i]), window) for i in below]
+        ranges = [self._range(work, i, int(own_kv[i] - lengths[i]), window) for i in earlier.tolist()]
+        ranges += [self._range(work, i, int(work.kv_end[i]), window) for i in below.tolist()]
         return _Calls(
             fresh=self._fresh(work.row_start[fresh], lengths[fresh], window),
             tails=self._tails(work, tails),

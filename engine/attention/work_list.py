@@ -62,5 +62,5 @@ def _first_visible(batch: StepBatch, row_start: Ints, row_end: Ints, segment: In
     starts_and_ends = np.stack([row_start, row_end], axis=1).ravel()
     padded = np.append(batch.positions, np.int32(0))  # reduceat wants every index inside
     first_position = np.minimum.reduceat(padded, starts_and_ends)[::2]
-    first_seen: Ints = first_position - window + 1 - batch.kv_position[segment]
-    return np.maximum(first_seen, 0)
+    first_seen = first_position - window + 1 - batch.kv_position[segment]
+    return np.maximum(first_seen, 0).astype(np.int64)

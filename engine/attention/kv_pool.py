@@ -20,7 +20,7 @@ class KVShape:
 
 
 class KVPool:
-    """keys[layer] is [num_slots, Hkv, Dk], values[layer] [num_slots, Hkv, Dv]; slot = page * page_size + offset.
+    """keys[layer] is [num_slots, Hkv, Dk], values[layer] [num_slots, Hkv, Dv].
 
     Slots come first so that a token's heads are written with one copy and a contiguous run of pages
     is a plain slice, which attention reads in place.

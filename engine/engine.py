@@ -1,0 +1,117 @@
+"""The engine: a loop that work can join and leave between steps."""
+
+import time
+from collections.abc import Callable, Collection, Iterable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine.memory.pages import PagePool
+from engine.planning.plan import Plan
+from engine.planning.planner import make_plan
+from engine.request import Completion, FinishReason, Refusal, Request
+from engine.scheduling.batch import StepBatch
+from engine.scheduling.scheduler import Scheduler
+from engine.scheduling.sequence import Sequence as RunningSequence
+from engine.stats import EngineStats
+from engine.text.stopping import StopWatcher
+from engine.text.tokenizer import Tokenizer
+
+RunStep = Callable[[StepBatch], NDArray[np.int32]]
+
+
+class Engine:
+    """Plans what it is given, then computes it step by step.
+
+    run_step: computes a step and returns the next token of each sampled row, int32 [S].
+    max_context: most tokens a prompt and its output may have together.
+    page_bytes: KV bytes of one page over all layers.
+    """
+
+    def __init__(
+        self,
+        *,
+        run_step: RunStep,
+        scheduler: Scheduler,
+        pool: PagePool,
+        tokenizer: Tokenizer,
+        max_context: int,
+        page_bytes: int,
+        load_seconds: float = 0.0,
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.max_context = max_context
+        self._run_step = run_step
+        self._scheduler = scheduler
+        self._pool = pool
+        self._page_bytes = page_bytes
+        self._watchers: dict[int, StopWatcher] = {}
+        self._stats = EngineStats(load_seconds=load_seconds)
+
+    def add(self, requests: Sequence[Request]) -> list[Refusal]:
+        """Plan these requests together and let them join; those that can never fit come back."""
+        started = time.perf_counter()
+        plan = make_plan(requests, page_size=self._pool.page_size, num_pages=self._pool.num_pages)
+        self._scheduler.add(plan)
+        self._stats.plan_seconds += time.perf_counter() - started
+        self._stats.prompt_tokens += plan.num_prompt_tokens
+        self._watch_stop_strings(plan)
+        return list(plan.refused)
+
+    def drop(self, request_ids: Collection[int]) -> None:
+        """Take requests out, finished or not, and free what only they used."""
+        self._scheduler.drop(request_ids)
+        for request_id in request_ids:
+            self._watchers.pop(request_id, None)
+
+    @property
+    def has_work(self) -> bool:
+        return self._scheduler.has_work
+
+    def step(self) -> list[Completion]:
+        """Compute one step; the requests that it finished."""
+        batch = self._scheduler.next_batch()
+        token_ids = self._run_step(batch)
+        stopped = self._stopped(batch.request_ids, token_ids)
+        return [self._complete(sequence) for sequence in self._scheduler.commit(batch, token_ids, stopped)]
+
+    @property
+    def stats(self) -> EngineStats:
+        """Sums so far."""
+        scheduler, stats = self._scheduler, self._stats
+        stats.computed_prompt_tokens = scheduler.num_computed_prompt_tokens
+        stats.recomputed_tokens = scheduler.num_recomputed_tokens
+        stats.steps = scheduler.num_steps
+        stats.preemptions = scheduler.num_preemptions
+        stats.peak_kv_bytes = scheduler.peak_pages * self._page_bytes
+        return stats
+
+    def _watch_stop_strings(self, plan: Plan) -> None:
+        requests: Iterable[Request | None] = (segment.request for segment in plan.segments)
+        for request in requests:
+            if request is not None and request.sampling.stop:
+                self._watchers[request.request_id] = StopWatcher(self.tokenizer, request.sampling.stop)
+
+    def _stopped(self, request_ids: NDArray[np.int64], token_ids: NDArray[np.int32]) -> list[int]:
+        """Requests whose text now contains one of their stop strings."""
+        if not self._watchers:
+            return []
+        sampled = zip(request_ids.tolist(), token_ids.tolist(), strict=True)
+        watched = ((id_, self._watchers.get(id_), token_id) for id_, token_id in sampled)
+        return [id_ for id_, watcher, token_id in watched if watcher is not None and watcher.push(token_id)]
+
+    def _complete(self, sequence: RunningSequence) -> Completion:
+        request = sequence.request
+        text = self.tokenizer.decode(sequence.output_ids)
+        watcher = self._watchers.pop(request.request_id, None)
+        if watcher is not None and sequence.finish_reason is FinishReason.STOP:
+            text = watcher.cut(text)
+        self._stats.output_tokens += len(sequence.output_ids)
+        return Completion(
+            request_id=request.request_id,
+            output_ids=sequence.output_ids,
+            text=text,
+            finish_reason=sequence.finish_reason,
+            num_prompt_tokens=len(request.prompt_ids),
+            num_cached_tokens=sequence.num_cached_tokens,
+        )

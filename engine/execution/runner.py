@@ -1,0 +1,38 @@
+"""Executes one step: rows in, next tokens out."""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from engine.attention.backend import AttentionBackend
+from engine.attention.interface import STEP_KWARG
+from engine.execution.sampler import sample
+from engine.scheduling.batch import StepBatch
+
+
+class Runner:
+    """A model, called once a step with all rows flattened into one sequence."""
+
+    def __init__(
+        self, model: Callable[..., torch.Tensor], attention: AttentionBackend, device: torch.device
+    ) -> None:
+        self._model = model
+        self._attention = attention
+        self._device = device
+
+    @torch.inference_mode()
+    def run(self, batch: StepBatch) -> NDArray[np.int32]:
+        """The next token of each of the batch's sampled rows, int32 [S]."""
+        logits = self._model(
+            input_ids=self._ids(batch.token_ids)[None],
+            position_ids=self._ids(batch.positions)[None],
+            logits_to_keep=self._ids(batch.sample_rows),
+            use_cache=False,
+            **{STEP_KWARG: self._attention.plan(batch)},
+        ).logits[0]
+        return sample(logits, batch)
+
+    def _ids(self, values: NDArray[np.int32]) -> torch.Tensor:
+        return torch.from_numpy(values.astype(np.int64)).to(self._device)
