@@ -112,4 +112,5 @@ def _download(model_id: str, sender: Connection) -> None:
 
 
 def _repo_folder(model_id: str) -> Path:
-    return Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=model_id, repo_type="model")
+    name: str = repo_folder_name(repo_id=model_id, repo_type="model")
+    return Path(constants.HF_HUB_CACHE) / name

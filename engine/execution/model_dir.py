@@ -15,7 +15,7 @@ def check_model_dir(path: Path) -> None:
     if not path.is_dir():
         raise ModelNotUsable(f"There is no model directory at {path}: give a directory or a hub id.")
     if not (path / "config.json").is_file():
-        raise ModelNotUsable(f"{path} has no config.json: give the directory that from_pretrained would read.")
+        raise ModelNotUsable(f"{path} has no config.json: give a transformers model directory.")
     _read_json_object(path / "config.json")
     for file in _weight_files(path):
         _check_safetensors(file)
@@ -43,9 +43,10 @@ def _weight_files(path: Path) -> list[Path]:
         return [path / name for name in sorted(set(weight_map.values()))]
     if any(path.glob("*.bin")) or any(path.glob("*.pt")) or any(path.glob("*.pth")):
         raise ModelNotUsable(
-            f"{path} holds pickled weights, which may run code and are never loaded: save them as safetensors."
+            f"{path} holds pickled weights, which are never loaded (they may run code): "
+            "save them as safetensors."
         )
-    raise ModelNotUsable(f"{path} has no model.safetensors: fetch the model again, or convert it to safetensors.")
+    raise ModelNotUsable(f"{path} has no model.safetensors: fetch the model again, or convert it.")
 
 
 def _check_safetensors(file: Path) -> None:

