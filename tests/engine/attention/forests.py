@@ -46,7 +46,11 @@ def random_step(
 
     def grow(parent: Node | None, depth: int) -> int:
         inner = depth < 3 and rng.random() < 0.6
-        num_rows = rng.choice([0, 0, rng.randint(1, max_length)]) if inner else rng.choice([1, 1, 1, rng.randint(1, max_length)])
+        num_rows = (
+            rng.choice([0, 0, rng.randint(1, max_length)])
+            if inner
+            else rng.choice([1, 1, 1, rng.randint(1, max_length)])
+        )
         num_computed = rng.choice([0, rng.randint(0, max_length)]) if num_rows else rng.randint(1, max_length)
         node = Node(depth, parent, num_computed, num_rows)
         nodes.append(node)
@@ -60,7 +64,9 @@ def random_step(
     return _lay_out(nodes, rng, page_size, scattered, window)
 
 
-def _lay_out(nodes: list[Node], rng: random.Random, page_size: int, scattered: bool, window: int | None) -> Step:
+def _lay_out(
+    nodes: list[Node], rng: random.Random, page_size: int, scattered: bool, window: int | None
+) -> Step:
     num_pages = sum(-(-node.kv_len // page_size) for node in nodes) + 5
     free = list(range(num_pages))
     if scattered:

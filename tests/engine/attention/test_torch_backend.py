@@ -11,7 +11,9 @@ from kernels.reference import reference_attention
 from tests.engine.attention.forests import random_step
 
 
-def _run(seed: int, *, page_size: int, scattered: bool, heads: tuple[int, int], head_dim: int, window: int | None):
+def _run(
+    seed: int, *, page_size: int, scattered: bool, heads: tuple[int, int], head_dim: int, window: int | None
+):
     step = random_step(seed, page_size=page_size, scattered=scattered, window=window)
     num_kv_heads, num_heads = heads
     generator = torch.Generator().manual_seed(seed)

@@ -1,0 +1,34 @@
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: setup demo test test-long check clean
+
+# The stamp makes a second call quick; it is older than pyproject.toml when dependencies changed.
+setup: .venv/installed
+
+.venv/installed: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "BatchLLM needs Python 3.11 or newer; name one with: make setup PYTHON=python3.12"; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
+# A real batch on a real model through a real server and the openai SDK.
+demo: setup
+	$(BIN)/python docs/examples/demo.py
+
+test: setup
+	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+# Slow proofs: kills, exactness on a real file, random schedules at length.
+test-long: setup
+	$(BIN)/python -m pytest -m long --timeout 1500
+
+# What a reviewer would run first: style, types, who imports whom.
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+clean:
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache demo-output
