@@ -95,7 +95,7 @@ def main(questions: Path) -> None:
         usage, counts = batch.usage, batch.request_counts
         cached = usage.input_tokens_details.cached_tokens
         console.print(
-            f"\n{counts.completed} answered, {counts.failed} failed in {seconds:.1f} s (model load included); "
+            f"\n{counts.completed} answered, {counts.failed} failed in {seconds:.1f} s with model load; "
             f"{usage.input_tokens} prompt tokens, {cached} of them shared and not computed again "
             f"({cached / usage.input_tokens:.0%}); {usage.output_tokens} output tokens.",
             highlight=False,

@@ -65,7 +65,7 @@ def _draw(
 
 
 def _inverse_transform(weights: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-    """Index at which the cumulative weight passes noise * total: weights [R, n], noise [R, 1] to int64 [R]."""
+    """Index at which the cumulative weight passes noise * total: weights [R, n], noise [R, 1], int64 [R]."""
     cumulative = weights.cumsum(dim=-1)
     target = noise * cumulative[:, -1:]
     return torch.searchsorted(cumulative, target, right=True)[:, 0].clamp_(max=weights.shape[-1] - 1)

@@ -88,7 +88,7 @@ def _lay_out(
             first = 0 if window is None else max(0, position + 1 - window)
             visible.append(torch.tensor(history[first : position + 1]))
     for index, node in enumerate(nodes):
-        below = [n for n in nodes[index + 1 :]]
+        below = nodes[index + 1 :]
         end = next((i for i, n in enumerate(below) if n.depth <= node.depth), len(below))
         node.subtree_end = node.row_start + node.num_rows + sum(n.num_rows for n in below[:end])
     return Step(_batch(nodes, positions, slots), visible, num_pages * page_size)
