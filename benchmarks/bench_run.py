@@ -1,0 +1,117 @@
+"""`batchllm run` on a workload against the arithmetic floor of the same machine in the same minutes.
+
+    python -m benchmarks.bench_run A B --threads 2 --repeats 3
+
+Floor rates are measured before and after every run. The last line is one JSON object.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.floor import ModelShape, Rates, Work, floor_seconds, job_work, measure_rates
+from benchmarks.workloads import make, write
+from engine.request import Request, SamplingParams
+
+DEFAULT_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
+# KV for everything in A; for 6,400 tokens in B (46,080 bytes a token in fp32)
+KV_MEMORY = {"A": "2GiB", "B": str(6400 * 46080), "spider_sql": "2GiB"}
+
+
+def model_shape(model_dir: Path) -> ModelShape:
+    config = json.loads((model_dir / "config.json").read_text())
+    heads = config["num_attention_heads"]
+    return ModelShape(
+        num_layers=config["num_hidden_layers"],
+        hidden=config["hidden_size"],
+        intermediate=config["intermediate_size"],
+        num_heads=heads,
+        num_kv_heads=config["num_key_value_heads"],
+        head_dim=config.get("head_dim") or config["hidden_size"] // heads,
+        vocab=config["vocab_size"],
+    )
+
+
+def prompts(lines: list[dict[str, Any]], model_dir: Path) -> list[list[int]]:
+    """Token ids of each line's prompt, as the service sees them."""
+    if all("prompt" in line["body"] for line in lines):
+        return [line["body"]["prompt"] for line in lines]
+    from engine.text.tokenizer import Tokenizer
+
+    tokenizer = Tokenizer(model_dir)
+    return [tokenizer.render_chat(line["body"]["messages"]).tolist() for line in lines]
+
+
+def least_work(lines: list[dict[str, Any]], model_dir: Path) -> Work:
+    requests = [
+        Request(index, np.array(ids, np.int32), SamplingParams(max_tokens=line["body"]["max_tokens"]))
+        for index, (line, ids) in enumerate(zip(lines, prompts(lines, model_dir), strict=True))
+    ]
+    return job_work(requests, [request.sampling.max_tokens for request in requests])
+
+
+def run_once(name: str, lines: list[dict[str, Any]], options: list[str]) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as folder:
+        source, target = Path(folder, "in.jsonl"), Path(folder, "out.jsonl")
+        write(lines, source)
+        command = [sys.executable, "-m", "app.cli", "run", str(source), "-o", str(target), "--json"]
+        command += ["--dtype", "float32", "--kv-memory", KV_MEMORY[name], *options]
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    figures: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return figures
+
+
+def bench(name: str, args: argparse.Namespace, model_dir: Path) -> dict[str, Any]:
+    shape = model_shape(model_dir)
+    runs = []
+    rates = [measure_rates(shape)]
+    for repeat in range(args.repeats):
+        lines = make(name, seed=args.seed + (repeat if args.reshuffle else 0), model=args.model)
+        figures = run_once(name, lines, ["--threads", str(args.threads), *args.options])
+        rates.append(measure_rates(shape))
+        around = Rates(
+            gemm=(rates[-1].gemm + rates[-2].gemm) / 2,
+            attention=(rates[-1].attention + rates[-2].attention) / 2,
+        )
+        floor = floor_seconds(shape, least_work(lines, model_dir), around)
+        runs.append(
+            figures | {"floor_seconds": round(floor, 2), "ratio": round(figures["seconds"] / floor, 3)}
+        )
+        print(name, json.dumps(runs[-1]), flush=True)
+    return {
+        "workload": name,
+        "threads": args.threads,
+        "seconds": statistics.median(run["seconds"] for run in runs),
+        "floor_seconds": statistics.median(run["floor_seconds"] for run in runs),
+        "ratio": statistics.median(run["ratio"] for run in runs),
+        "gemm_gflops": round(statistics.median(rate.gemm for rate in rates) / 1e9, 1),
+        "attention_gflops": round(statistics.median(rate.attention for rate in rates) / 1e9, 1),
+        "runs": runs,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="batchllm run against the arithmetic floor.")
+    parser.add_argument("workloads", nargs="+", choices=sorted(KV_MEMORY))
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--reshuffle", action="store_true", help="another seed for each repeat")
+    parser.add_argument("--model", default=DEFAULT_MODEL)
+    args, args.options = parser.parse_known_args()
+    torch.set_num_threads(args.threads)
+    pull = [sys.executable, "-m", "app.cli", "pull", args.model]
+    model_dir = Path(subprocess.run(pull, check=True, stdout=subprocess.PIPE, text=True).stdout.strip())
+    print(json.dumps([bench(name, args, model_dir) for name in args.workloads]))
+
+
+if __name__ == "__main__":
+    main()
