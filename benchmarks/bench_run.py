@@ -77,10 +77,8 @@ def bench(name: str, args: argparse.Namespace, model_dir: Path) -> dict[str, Any
         lines = make(name, seed=args.seed + (repeat if args.reshuffle else 0), model=args.model)
         figures = run_once(name, lines, ["--threads", str(args.threads), *args.options])
         rates.append(measure_rates(shape))
-        around = Rates(
-            gemm=(rates[-1].gemm + rates[-2].gemm) / 2,
-            attention=(rates[-1].attention + rates[-2].attention) / 2,
-        )
+        before, after = rates[-2:]
+        around = Rates((before.gemm + after.gemm) / 2, (before.attention + after.attention) / 2)
         floor = floor_seconds(shape, least_work(lines, model_dir), around)
         runs.append(
             figures | {"floor_seconds": round(floor, 2), "ratio": round(figures["seconds"] / floor, 3)}

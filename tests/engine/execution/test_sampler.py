@@ -30,7 +30,9 @@ def test_temperature_zero_takes_the_likeliest_token():
     assert sample(logits, _batch(0.0, seeds=range(7))).tolist() == logits.argmax(-1).tolist()
 
 
-@pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (0.5, 1.0), (2.0, 1.0), (1.0, 0.7), (1.3, 0.4)])
+@pytest.mark.parametrize(
+    ("temperature", "top_p"), [(1.0, 1.0), (0.5, 1.0), (2.0, 1.0), (1.0, 0.7), (1.3, 0.4)]
+)
 def test_draws_follow_the_exact_distribution(temperature, top_p):
     """Chi-squared over 20,000 seeds; the bound is passed by a right sampler but once in a million runs."""
     logits = torch.tensor([2.0, 1.5, 1.0, 0.0, -0.5, -1.0])
@@ -49,7 +51,12 @@ def test_draws_follow_the_exact_distribution(temperature, top_p):
     assert chi_squared < bound
 
 
-@given(rows=st.integers(1, 9), chosen=st.integers(0, 8), seed=st.integers(0, 2**63), position=st.integers(0, 9999))
+@given(
+    rows=st.integers(1, 9),
+    chosen=st.integers(0, 8),
+    seed=st.integers(0, 2**63),
+    position=st.integers(0, 9999),
+)
 @settings(max_examples=50, deadline=None)
 def test_a_row_draws_the_same_alone_and_in_a_crowd(rows, chosen, seed, position):
     chosen %= rows
