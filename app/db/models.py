@@ -2,15 +2,38 @@
 
 from typing import Any
 
-from sqlalchemy import JSON, BigInteger, Boolean, ForeignKey, Index, Integer, LargeBinary, String, Text
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Boolean,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    Text,
+)
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 # SQLite numbers rows by itself only in a column of type INTEGER.
 BigId = BigInteger().with_variant(Integer, "sqlite")
 
 
+# None is stored as NULL, not as the JSON text "null".
+Json = JSON(none_as_null=True)
+
+
 class Base(DeclarativeBase):
-    pass
+    # Later migrations change constraints by name, and SQLite gives them none of its own.
+    metadata = MetaData(
+        naming_convention={
+            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_name)s_%(referred_table_name)s",
+            "pk": "pk_%(table_name)s",
+            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        }
+    )
 
 
 class File(Base):
@@ -24,7 +47,7 @@ class File(Base):
     bytes: Mapped[int] = mapped_column(BigInteger)
     created_at: Mapped[int] = mapped_column(BigInteger)
     expires_at: Mapped[int | None] = mapped_column(BigInteger)
-    storage_key: Mapped[str] = mapped_column(String(128))
+    storage_key: Mapped[str] = mapped_column(String(128), unique=True)
 
     __table_args__ = (Index("ix_files_created_at_id", "created_at", "id"),)
 
@@ -38,10 +61,10 @@ class Batch(Base):
     endpoint: Mapped[str] = mapped_column(String(64))
     input_file_id: Mapped[str] = mapped_column(String(64), index=True)
     completion_window: Mapped[str] = mapped_column(String(16))
-    metadata_: Mapped[dict[str, str] | None] = mapped_column("metadata", JSON)
+    metadata_: Mapped[dict[str, str] | None] = mapped_column("metadata", Json)
     model: Mapped[str | None] = mapped_column(Text)  # None: not known yet, or mixed
     status: Mapped[str] = mapped_column(String(16), index=True)
-    errors: Mapped[list[dict[str, Any]] | None] = mapped_column(JSON)  # validation errors
+    errors: Mapped[list[dict[str, Any]] | None] = mapped_column(Json)  # validation errors
     output_file_id: Mapped[str | None] = mapped_column(String(64))
     error_file_id: Mapped[str | None] = mapped_column(String(64))
 

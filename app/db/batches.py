@@ -1,0 +1,126 @@
+"""Batch rows: creation, lists, and the one way to change a status."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import CursorResult, and_, or_, select, update
+from sqlalchemy.orm import Session
+
+from app.db.ids import new_id
+from app.db.models import Batch
+from app.db.pages import page_of
+from app.db.session import now, unix_now
+from app.lifecycle import CANCELLABLE, TRANSITIONS, BatchStatus, timestamp_column
+
+
+class NotCancellable(Exception):
+    """The batch has ended otherwise; `status` says how."""
+
+    def __init__(self, status: BatchStatus) -> None:
+        super().__init__(f"Cannot cancel a batch with status '{status}'.")
+        self.status = status
+
+
+def create_batch(
+    session: Session,
+    *,
+    input_file_id: str,
+    endpoint: str,
+    completion_window: str,
+    window_seconds: int,
+    metadata: dict[str, str] | None,
+) -> Batch:
+    """A new batch in status `validating`, expiring `window_seconds` from now."""
+    created_at = now(session)
+    batch = Batch(
+        id=new_id("batch_"),
+        endpoint=endpoint,
+        input_file_id=input_file_id,
+        completion_window=completion_window,
+        metadata_=metadata,
+        status=BatchStatus.VALIDATING,
+        created_at=created_at,
+        expires_at=created_at + window_seconds,
+    )
+    session.add(batch)
+    session.flush()
+    return batch
+
+
+def get_batch(session: Session, batch_id: str) -> Batch | None:
+    """The batch, or None."""
+    return session.get(Batch, batch_id)
+
+
+def list_batches(session: Session, *, after: str | None, limit: int) -> tuple[Sequence[Batch], bool]:
+    """Up to `limit` batches after the batch `after`, newest first, and whether there are more.
+
+    Raises UnknownCursor if there is no batch `after`.
+    """
+    return page_of(session, select(Batch), Batch, after=after, limit=limit, order="desc")
+
+
+def transition(
+    session: Session,
+    batch_id: str,
+    old: BatchStatus,
+    new: BatchStatus,
+    *,
+    epoch: int | None = None,
+    **columns: Any,
+) -> bool:
+    """Move the batch from `old` to `new`, stamp the time and set `columns`, if it is in `old` and `epoch`.
+
+    Returns whether it was. Raises ValueError if the life of a batch has no such step.
+    """
+    if new not in TRANSITIONS[old]:
+        raise ValueError(f"a batch cannot go from {old} to {new}")
+    statement = update(Batch).where(Batch.id == batch_id, Batch.status == old)
+    if epoch is not None:
+        statement = statement.where(Batch.epoch == epoch)
+    columns |= {"status": new, timestamp_column(new): unix_now()}
+    return changed_rows(session, statement.values(columns)) == 1
+
+
+def request_cancel(session: Session, batch_id: str) -> Batch | None:
+    """Ask for the batch to be cancelled; one that is cancelled or about to be stays as it is. None: unknown.
+
+    Raises NotCancellable if it has ended otherwise.
+    """
+    batch = session.get(Batch, batch_id, with_for_update=True)
+    if batch is None:
+        return None
+    status = BatchStatus(batch.status)
+    if status in CANCELLABLE:
+        transition(session, batch_id, status, BatchStatus.CANCELLING)
+        session.refresh(batch)
+    elif status not in (BatchStatus.CANCELLING, BatchStatus.CANCELLED):
+        raise NotCancellable(status)
+    return batch
+
+
+def batches_to_close(session: Session) -> Sequence[Batch]:
+    """Batches that need an end and that nobody works on: finished, cancelled or past their window."""
+    has_no_lease = or_(Batch.lease_owner.is_(None), Batch.lease_expires_at <= unix_now())
+    expires = Batch.status.in_([BatchStatus.VALIDATING, BatchStatus.IN_PROGRESS])
+    query = select(Batch).where(
+        or_(
+            Batch.status == BatchStatus.FINALIZING,
+            and_(Batch.status == BatchStatus.CANCELLING, has_no_lease),
+            and_(expires, Batch.expires_at <= unix_now()),
+        )
+    )
+    return session.scalars(query.order_by(Batch.created_at, Batch.id)).all()
+
+
+def batches_to_validate(session: Session) -> Sequence[Batch]:
+    """New batches whose window is open, oldest first."""
+    query = select(Batch).where(Batch.status == BatchStatus.VALIDATING, Batch.expires_at > unix_now())
+    return session.scalars(query.order_by(Batch.created_at, Batch.id)).all()
+
+
+def changed_rows(session: Session, statement: Any) -> int:
+    """How many rows an UPDATE or DELETE touched."""
+    result = session.execute(statement, execution_options={"synchronize_session": False})
+    assert isinstance(result, CursorResult)
+    return int(result.rowcount)

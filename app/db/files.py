@@ -1,0 +1,79 @@
+"""File rows. The blobs are `app.storage`'s: whoever deletes a row deletes its blob after the commit."""
+
+from collections.abc import Collection, Sequence
+from typing import Literal
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from app.db.ids import new_id
+from app.db.models import Batch, File
+from app.db.pages import page_of
+from app.db.session import now
+from app.lifecycle import TERMINAL
+
+
+class FileInUse(Exception):
+    """The file is the input of a batch that has not ended."""
+
+
+def create_file(
+    session: Session, *, purpose: str, filename: str, num_bytes: int, storage_key: str, expires_at: int | None
+) -> File:
+    """A row for a committed blob. `expires_at`: unix seconds, or None for never."""
+    file = File(
+        id=new_id("file-"),
+        purpose=purpose,
+        filename=filename,
+        bytes=num_bytes,
+        created_at=now(session),
+        expires_at=expires_at,
+        storage_key=storage_key,
+    )
+    session.add(file)
+    session.flush()
+    return file
+
+
+def get_file(session: Session, file_id: str) -> File | None:
+    """The file, or None."""
+    return session.get(File, file_id)
+
+
+def list_files(
+    session: Session,
+    *,
+    after: str | None,
+    limit: int,
+    order: Literal["asc", "desc"],
+    purpose: str | None = None,
+) -> tuple[Sequence[File], bool]:
+    """Up to `limit` files after the file `after`, by time of creation, and whether there are more.
+
+    Raises UnknownCursor if there is no file `after`.
+    """
+    query = select(File)
+    if purpose is not None:
+        query = query.where(File.purpose == purpose)
+    return page_of(session, query, File, after=after, limit=limit, order=order)
+
+
+def delete_file(session: Session, file_id: str) -> str | None:
+    """Delete the row; returns the key of the blob to delete once this is committed, None if there is no row.
+
+    Raises FileInUse.
+    """
+    file = session.get(File, file_id, with_for_update=True)
+    if file is None:
+        return None
+    in_use = select(Batch.id).where(Batch.input_file_id == file_id, Batch.status.not_in(TERMINAL)).limit(1)
+    if session.scalar(in_use) is not None:
+        raise FileInUse(file_id)
+    session.delete(file)
+    session.flush()
+    return file.storage_key
+
+
+def named_keys(session: Session, storage_keys: Collection[str]) -> set[str]:
+    """Those of `storage_keys` that belong to a file."""
+    return set(session.scalars(select(File.storage_key).where(File.storage_key.in_(storage_keys))))

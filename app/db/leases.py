@@ -1,0 +1,88 @@
+"""Who may write to a batch: the holder of its current epoch. The lease says how long others wait for it."""
+
+from dataclasses import dataclass
+
+from sqlalchemy import and_, or_, select, update
+from sqlalchemy.orm import Session
+
+from app.db.batches import changed_rows
+from app.db.models import Batch, File
+from app.db.session import unix_now
+from app.lifecycle import BatchStatus
+
+
+class LeaseLost(Exception):
+    """The epoch has moved on: another has taken the batch over, or the keeper has closed it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A worker's right to run a batch, good while `epoch` is the batch's. `storage_key`: of its input."""
+
+    batch_id: str
+    epoch: int
+    worker_id: str
+    endpoint: str
+    storage_key: str
+
+
+def claim_batch(session: Session, *, worker_id: str, lease_seconds: int, takeover: bool) -> Claim | None:
+    """Take the oldest batch that is to run and that nobody holds, or None.
+
+    `takeover` ignores the leases of other workers: right where a lock guarantees that there are none left.
+    A worker's id must be new at each start.
+    """
+    now = unix_now()
+    is_free = or_(Batch.lease_owner.is_(None), Batch.lease_expires_at <= now)
+    if takeover:
+        is_free = or_(is_free, Batch.lease_owner != worker_id)
+    query = (
+        select(Batch, File.storage_key)
+        .join(File, File.id == Batch.input_file_id)
+        .where(and_(Batch.status == BatchStatus.IN_PROGRESS, Batch.expires_at > now, is_free))
+        .order_by(Batch.created_at, Batch.id)
+        .limit(1)
+        .with_for_update(of=Batch, skip_locked=True)
+    )
+    row = session.execute(query).one_or_none()
+    if row is None:
+        return None
+    batch, storage_key = row
+    batch.epoch += 1
+    batch.lease_owner = worker_id
+    batch.lease_expires_at = unix_now() + lease_seconds
+    session.flush()
+    return Claim(batch.id, batch.epoch, worker_id, batch.endpoint, storage_key)
+
+
+def renew_lease(session: Session, claim: Claim, lease_seconds: int) -> BatchStatus | None:
+    """Hold the batch for another `lease_seconds`; returns its status, or None if the claim is lost."""
+    held = update(Batch).where(Batch.id == claim.batch_id, Batch.epoch == claim.epoch)
+    if not changed_rows(session, held.values(lease_expires_at=unix_now() + lease_seconds)):
+        return None
+    return BatchStatus(session.scalars(select(Batch.status).where(Batch.id == claim.batch_id)).one())
+
+
+def release(session: Session, claim: Claim) -> None:
+    """Give the batch back; nothing happens if the claim is lost."""
+    held = update(Batch).where(Batch.id == claim.batch_id, Batch.epoch == claim.epoch)
+    changed_rows(session, held.values(lease_owner=None, lease_expires_at=None))
+
+
+def fence(session: Session, batch_id: str, *, status: BatchStatus, epoch: int) -> int | None:
+    """Shut out whoever holds the batch in `epoch`; the new epoch, or None if status or epoch have changed."""
+    statement = (
+        update(Batch)
+        .where(Batch.id == batch_id, Batch.status == status, Batch.epoch == epoch)
+        .values(epoch=epoch + 1, lease_owner=None, lease_expires_at=None)
+    )
+    return epoch + 1 if changed_rows(session, statement) else None
+
+
+def locked_status(session: Session, batch_id: str, epoch: int) -> BatchStatus:
+    """The batch's status, fixed until the transaction ends. Raises LeaseLost unless `epoch` is its epoch."""
+    query = select(Batch.status).where(Batch.id == batch_id, Batch.epoch == epoch).with_for_update()
+    status = session.scalar(query)
+    if status is None:
+        raise LeaseLost(f"{batch_id}, epoch {epoch}")
+    return BatchStatus(status)

@@ -1,0 +1,152 @@
+"""A batch's lines and their results."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+from sqlalchemy import bindparam, delete, insert, select, update
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
+
+from app.batch_input import InputLine
+from app.db.batches import changed_rows
+from app.db.leases import Claim, LeaseLost, locked_status
+from app.db.models import Batch, LineResult, RequestLine
+
+_READ_CHUNK = 500  # rows held in memory while results are streamed
+
+
+class DuplicateResult(Exception):
+    """One of these lines has a result already; nothing was recorded."""
+
+
+class PendingLine(NamedTuple):
+    """A line to run: the input blob's bytes [offset, offset + length). `attempts`: begun so far."""
+
+    id: int
+    line: int
+    custom_id: str
+    offset: int
+    length: int
+    attempts: int
+
+
+class NewResult(NamedTuple):
+    """The final answer to a line. `ok`: for the output file; `payload`: its JSON, without a newline."""
+
+    request_line_id: int
+    ok: bool
+    attempt: int
+    payload: bytes
+    input_tokens: int
+    cached_tokens: int
+    output_tokens: int
+
+
+class StoredResult(NamedTuple):
+    """A recorded answer: a line of the output or error file, without its newline."""
+
+    request_line_id: int
+    payload: bytes
+
+
+def add_request_lines(session: Session, batch_id: str, lines: Sequence[InputLine]) -> None:
+    """Insert `lines`, in the order of the file."""
+    rows = [
+        {
+            "batch_id": batch_id,
+            "line": line.line,
+            "custom_id": line.custom_id,
+            "offset": line.offset,
+            "length": line.length,
+            "attempts": 0,
+        }
+        for line in lines
+    ]
+    session.connection().execute(insert(RequestLine), rows)
+
+
+def delete_request_lines(session: Session, batch_id: str) -> None:
+    """Delete all lines of the batch, results with them."""
+    changed_rows(session, delete(RequestLine).where(RequestLine.batch_id == batch_id))
+
+
+def pending_lines(session: Session, batch_id: str) -> list[PendingLine]:
+    """Lines without a result, in the order of the file."""
+    return list(iter_unfinished(session, batch_id))
+
+
+def record_attempts(session: Session, claim: Claim, line_ids: Iterable[int]) -> None:
+    """Count one more attempt at each line, to be committed before they run. Raises LeaseLost."""
+    locked_status(session, claim.batch_id, claim.epoch)
+    parameters = [{"line_id": line_id} for line_id in line_ids]
+    if parameters:
+        statement = update(RequestLine).where(RequestLine.id == bindparam("line_id"))
+        statement = statement.values(attempts=RequestLine.attempts + 1)
+        session.connection().execute(statement, parameters)
+
+
+def record_results(session: Session, claim: Claim, results: Sequence[NewResult]) -> None:
+    """Store the results and add them to the batch's counts and usage, in this one transaction.
+
+    Raises LeaseLost if the epoch has moved on, DuplicateResult if a line has a result; roll back then.
+    """
+    num_ok = sum(result.ok for result in results)
+    counts = {
+        "completed": Batch.completed + num_ok,
+        "failed": Batch.failed + len(results) - num_ok,
+        "input_tokens": Batch.input_tokens + sum(result.input_tokens for result in results),
+        "cached_tokens": Batch.cached_tokens + sum(result.cached_tokens for result in results),
+        "output_tokens": Batch.output_tokens + sum(result.output_tokens for result in results),
+    }
+    held = update(Batch).where(Batch.id == claim.batch_id, Batch.epoch == claim.epoch)
+    if not changed_rows(session, held.values(counts)):
+        raise LeaseLost(f"{claim.batch_id}, epoch {claim.epoch}")
+    if not results:
+        return
+    rows = [
+        {
+            "request_line_id": result.request_line_id,
+            "batch_id": claim.batch_id,
+            "ok": result.ok,
+            "attempt": result.attempt,
+            "payload": result.payload,
+        }
+        for result in results
+    ]
+    try:
+        session.connection().execute(insert(LineResult), rows)
+    except IntegrityError as error:
+        raise DuplicateResult(claim.batch_id) from error
+
+
+def iter_results(session: Session, batch_id: str, ok: bool) -> Iterator[StoredResult]:
+    """Results that succeeded (`ok`) or failed, in the order of the file, a chunk in memory at a time."""
+    query = select(LineResult.request_line_id, LineResult.payload).where(
+        LineResult.batch_id == batch_id, LineResult.ok == ok
+    )
+    last_id = 0
+    while True:
+        page = query.where(LineResult.request_line_id > last_id).order_by(LineResult.request_line_id)
+        rows = session.execute(page.limit(_READ_CHUNK)).all()
+        yield from (StoredResult(*row) for row in rows)
+        if len(rows) < _READ_CHUNK:
+            return
+        last_id = rows[-1].request_line_id
+
+
+def iter_unfinished(session: Session, batch_id: str) -> Iterator[PendingLine]:
+    """Lines without a result, in the order of the file, a chunk in memory at a time."""
+    columns = (getattr(RequestLine, name) for name in PendingLine._fields)
+    query = (
+        select(*columns)
+        .outerjoin(LineResult, LineResult.request_line_id == RequestLine.id)
+        .where(RequestLine.batch_id == batch_id, LineResult.request_line_id.is_(None))
+    )
+    last_id = 0
+    while True:
+        page = query.where(RequestLine.id > last_id).order_by(RequestLine.id)
+        rows = session.execute(page.limit(_READ_CHUNK)).all()
+        yield from (PendingLine(*row) for row in rows)
+        if len(rows) < _READ_CHUNK:
+            return
+        last_id = rows[-1].id

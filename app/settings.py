@@ -1,0 +1,97 @@
+"""Everything a user may set, read once at start from flags and from `BATCHLLM_*` environment variables."""
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from platformdirs import user_cache_path, user_data_path
+from pydantic import BeforeValidator, Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+DAY_SECONDS = 86_400
+DEFAULT_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
+
+_BYTE_UNITS = {"": 1, "b": 1} | {
+    spelling: base**power
+    for power, letter in enumerate("kmgt", start=1)
+    for spelling, base in ((letter, 1024), (f"{letter}ib", 1024), (f"{letter}b", 1000))
+}
+
+
+class StartupError(Exception):
+    """The service cannot start; the message is one sentence that tells the user what to do."""
+
+
+def parse_bytes(value: object) -> object:
+    """A number of bytes from an int or a text such as "512MB", "2GiB" or "1.5g" (a bare letter is binary)."""
+    if not isinstance(value, str):
+        return value
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", value)
+    if match is None or match[2].lower() not in _BYTE_UNITS:
+        raise ValueError("give a number of bytes, with a unit if you like, such as 512MB or 2GiB")
+    return int(float(match[1]) * _BYTE_UNITS[match[2].lower()])
+
+
+ByteCount = Annotated[int, BeforeValidator(parse_bytes), Field(gt=0)]
+
+
+class Settings(BaseSettings):
+    """All settings. Build with `load_settings`, which turns a wrong value into a `StartupError`."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="BATCHLLM_", extra="forbid", frozen=True, protected_namespaces=()
+    )
+
+    data_dir: Path = Field(default_factory=lambda: user_data_path("batchllm"))
+    database_url: str | None = None  # None: SQLite in data_dir
+    host: str = "127.0.0.1"
+    port: int = Field(default=8000, ge=0, le=65_535)
+    allow_remote: bool = False  # listen beyond loopback
+
+    model: str = DEFAULT_MODEL  # hub id or local directory
+    model_name: str | None = None  # the name that requests use; None: from `model`
+    cache_dir: Path = Field(default_factory=lambda: user_cache_path("batchllm"))
+    device: Literal["cpu", "cuda"] = "cpu"
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    kv_memory: ByteCount | None = None  # bytes of keys and values; None: chosen by device
+    max_batch_tokens: int = Field(default=1024, gt=0)
+    threads: int | None = Field(default=None, gt=0)
+
+    lease_seconds: int = Field(default=30, gt=0)
+
+    max_file_bytes: ByteCount = 200 * 1000**2
+    max_requests_per_batch: int = Field(default=50_000, gt=0)
+    # A parsed line can take 25 times its bytes (`[[],[],...`): 2 MiB keeps the keeper's peak near 50 MB.
+    max_line_bytes: ByteCount = 2 * 1024**2
+    max_validation_errors: int = Field(default=1_000, gt=0)
+    single_model: bool = False  # refuse a file whose requests name several models
+    input_retention_seconds: int = Field(default=30 * DAY_SECONDS, gt=0)
+    output_retention_seconds: int = Field(default=30 * DAY_SECONDS, gt=0)
+
+    @property
+    def served_models(self) -> list[str]:
+        """Names that a request's `model` may have: never paths."""
+        if self.model_name is not None:
+            return [self.model_name]
+        is_directory = Path(self.model).expanduser().is_dir()
+        return [Path(self.model).expanduser().resolve().name if is_directory else self.model]
+
+    @property
+    def resolved_database_url(self) -> str:
+        """`database_url`, or the SQLite file in `data_dir`."""
+        if self.database_url is not None:
+            return self.database_url
+        return f"sqlite:///{self.data_dir.expanduser().resolve() / 'batchllm.db'}"
+
+
+def load_settings(**overrides: Any) -> Settings:
+    """Settings from the environment and from `overrides` (flags) that are not None. Raises StartupError."""
+    given = {name: value for name, value in overrides.items() if value is not None}
+    try:
+        return Settings(**given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = str(first["loc"][0]) if first["loc"] else "?"
+        source = f"--{name.replace('_', '-')}" if name in given else f"BATCHLLM_{name.upper()}"
+        problem = first["msg"].removeprefix("Value error, ")
+        raise StartupError(f"The setting {source} is wrong ({first['input']!r}): {problem}.") from error
