@@ -25,10 +25,9 @@ from engine.scheduling.batch import StepBatch
 Ints = NDArray[np.int64]
 
 # Tails in one call: padding to the longest may waste at most a quarter, and the gathered copy should
-# stay within a second-level cache (4096 tokens of 3 heads x 64 x 2 x 4 bytes are 6 MB; larger calls
-# gained nothing).
+# stay in cache: 64 tails of 80 tokens (3 heads of 64, fp32) took 1.4 ms in calls of 16 and 2.1 ms in one.
 _SHORTEST_IN_CALL = 0.75
-_SLOTS_IN_CALL = 4096
+_SLOTS_IN_CALL = 1536
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -54,7 +53,7 @@ class _Tails:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Range:
-    """rows over slots: a slice where they are one run, else int64 [n]. mask float [1, 1, rows, n];
+    """rows over slots: a slice where they are one run, else int64 [n]. mask float [rows, n];
     blind bool [rows]: rows that see nothing of the range."""
 
     rows: slice
@@ -180,26 +179,35 @@ def _run_range(
     output: torch.Tensor,
     lse: torch.Tensor,
 ) -> None:
-    def heads_first(tensor: torch.Tensor) -> torch.Tensor:  # [n, H, D] -> [1, H, n, D], in place
+    def heads_first(tensor: torch.Tensor) -> torch.Tensor:  # [n, Hkv, D] -> [1, Hkv, n, D], in place
         return tensor.transpose(0, 1).unsqueeze(0)
 
-    partial, partial_lse = _flash(
-        heads_first(query[call.rows]),
-        heads_first(keys[call.slots]),
-        heads_first(values[call.slots]),
-        scaling,
-        mask=call.mask,
+    num_rows, (num_kv_heads, head_dim) = call.rows.stop - call.rows.start, keys.shape[1:]
+    group = query.shape[1] // num_kv_heads
+
+    def by_kv_head(rows: torch.Tensor) -> torch.Tensor:  # [R, Hq, ...] -> [R, Hkv, group, ...], in place
+        return rows.view(num_rows, num_kv_heads, group, *rows.shape[2:])
+
+    def unstacked(partial: torch.Tensor) -> torch.Tensor:  # [1, Hkv, group * R, ...] -> [R, Hkv, group, ...]
+        return partial.view(num_kv_heads, group, num_rows, *partial.shape[3:]).movedim(2, 0)
+
+    # The query heads of one KV head are stacked as rows: exact without a causal mask, and up to a
+    # quarter faster than the kernel's own grouping where rows are few.
+    stacked = by_kv_head(query[call.rows]).movedim(0, 2).reshape(1, num_kv_heads, -1, head_dim)
+    mask = None if call.mask is None else call.mask.repeat(group, 1)[None, None]
+    partial, partial_lse = map(
+        unstacked,
+        _flash(stacked, heads_first(keys[call.slots]), heads_first(values[call.slots]), scaling, mask=mask),
     )
-    partial, partial_lse = partial[0].transpose(0, 1), partial_lse[0].transpose(0, 1)
     if call.blind is not None:  # the kernel says lse = 0 where a row sees nothing
-        partial_lse = partial_lse.masked_fill(call.blind[:, None], -torch.inf)
-    merge_state(output[call.rows], lse[call.rows], partial, partial_lse)
+        partial_lse = partial_lse.masked_fill(call.blind[:, None, None], -torch.inf)
+    merge_state(by_kv_head(output[call.rows]), by_kv_head(lse[call.rows]), partial, partial_lse)
 
 
 def merge_state(
     output: torch.Tensor, lse: torch.Tensor, partial: torch.Tensor, partial_lse: torch.Tensor
 ) -> None:
-    """Merge a partial attention state into (output [R, H, D], lse [R, H]) in place.
+    """Merge a partial attention state into (output [..., D], lse [...]) in place.
 
     With s = logaddexp(a, b): output = output * exp(a - s) + partial * exp(b - s); lse = s
     (Hydragen, FlashInfer's cascade).
@@ -207,7 +215,7 @@ def merge_state(
     # exp(b - s) = sigmoid(b - a): one pass instead of three
     weight = torch.sigmoid(partial_lse - lse).unsqueeze(-1).to(output.dtype)
     output.lerp_(partial, weight)
-    torch.logaddexp(lse, partial_lse, out=lse)
+    lse.copy_(torch.logaddexp(lse, partial_lse))
 
 
 class _StepPlanner:
@@ -288,7 +296,7 @@ class _StepPlanner:
             distance = self._batch.positions[rows, None] - (first_key + np.arange(kv_end - kv_start))
             hidden = distance >= window
             if hidden.any():
-                mask = torch.from_numpy(np.where(hidden, np.float32(-np.inf), np.float32(0)))[None, None]
+                mask = torch.from_numpy(np.where(hidden, np.float32(-np.inf), np.float32(0)))
                 blind = torch.from_numpy(hidden.all(axis=1))
         return _Range(rows, self._slots(segment, kv_start, kv_end), mask, blind)
 
