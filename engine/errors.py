@@ -11,3 +11,7 @@ class ModelRefused(Exception):
 
 class ChatTemplateError(ValueError):
     """The model's chat template cannot render this conversation. The message says why."""
+
+
+class EngineConfigError(ValueError):
+    """Settings that cannot work together or on this machine. The message says what to change."""
