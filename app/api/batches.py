@@ -1,0 +1,110 @@
+"""/v1/batches: takes jobs and tells how they stand; everything else happens in the keeper and the workers."""
+
+import re
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Query
+
+from app.api.deps import ServiceDep, json_body, json_schema, known_cursor, may_be_id
+from app.api.errors import ApiError, conflict, invalid_value, not_found, unsupported_value
+from app.api.incoming import check_expiry_seconds
+from app.api.schemas import BatchCreate, BatchList, BatchObject
+from app.db import batches
+from app.db.models import Batch
+
+router = APIRouter(prefix="/v1/batches")
+
+ENDPOINTS = ("/v1/chat/completions", "/v1/completions")
+
+MAX_METADATA_PAIRS = 16
+MAX_METADATA_KEY_CHARS = 64
+MAX_METADATA_VALUE_CHARS = 512
+
+_WINDOW = re.compile(r"([1-9][0-9]{0,8})([mhd])", re.ASCII)
+_UNIT_SECONDS = {"m": 60, "h": 3_600, "d": 86_400}
+
+
+@router.post("", openapi_extra=json_schema(BatchCreate))
+def create_batch(
+    service: ServiceDep, body: Annotated[BatchCreate, Depends(json_body(BatchCreate))]
+) -> BatchObject:
+    """Queue a job. Its input is checked in the background, its existence included."""
+    if body.endpoint not in ENDPOINTS:
+        raise unsupported_value("endpoint", body.endpoint, ENDPOINTS)
+    window_seconds = _window_seconds(body.completion_window, service.settings.max_completion_window_seconds)
+    _check_metadata(body.metadata or {})
+    if body.output_expires_after is not None:
+        check_expiry_seconds("output_expires_after.seconds", body.output_expires_after.seconds)
+        message = "Unsupported parameter: 'output_expires_after' is not supported by this server."
+        raise ApiError(400, message, param="output_expires_after", code="unsupported_parameter")
+    with service.database.begin() as session:
+        row = batches.create_batch(
+            session,
+            endpoint=body.endpoint,
+            input_file_id=body.input_file_id,
+            completion_window=body.completion_window,
+            window_seconds=window_seconds,
+            metadata=body.metadata,
+        )
+        return BatchObject.of(row)
+
+
+@router.get("")
+def list_batches(
+    service: ServiceDep, after: str | None = None, limit: Annotated[int, Query(ge=1, le=100)] = 20
+) -> BatchList:
+    """Jobs, newest first. `after` is the last id of the previous page."""
+    with service.database.read() as session:
+        with known_cursor(after):
+            rows, has_more = batches.list_batches(session, after=after, limit=limit)
+        return BatchList.of(rows, has_more)
+
+
+@router.get("/{batch_id}")
+def retrieve_batch(service: ServiceDep, batch_id: str) -> BatchObject:
+    with service.database.read() as session:
+        row = batches.get_batch(session, batch_id) if may_be_id(batch_id) else None
+        return BatchObject.of(_found(row, batch_id))
+
+
+@router.post("/{batch_id}/cancel")
+def cancel_batch(service: ServiceDep, batch_id: str) -> BatchObject:
+    """Ask for an early end: what is finished is kept. Asking again changes nothing."""
+    with service.database.begin() as session:
+        try:
+            row = batches.request_cancel(session, batch_id) if may_be_id(batch_id) else None
+        except batches.NotCancellable as error:
+            raise conflict(str(error)) from None
+        return BatchObject.of(_found(row, batch_id))
+
+
+def _found(row: Batch | None, batch_id: str) -> Batch:
+    if row is None:
+        raise not_found(f"No batch found with id '{batch_id}'.", param="id")
+    return row
+
+
+def _window_seconds(window: str, max_seconds: int) -> int:
+    match = _WINDOW.fullmatch(window)
+    seconds = int(match[1]) * _UNIT_SECONDS[match[2]] if match else 0
+    if not 0 < seconds <= max_seconds:
+        message = (
+            f"Invalid value: '{window}'. completion_window is '24h', or a number of minutes, hours or days "
+            f"such as '90m', '12h' or '7d', up to {max_seconds // 86_400} days."
+        )
+        raise invalid_value("completion_window", message)
+    return seconds
+
+
+def _check_metadata(metadata: dict[str, str]) -> None:
+    if len(metadata) > MAX_METADATA_PAIRS:
+        message = f"Invalid 'metadata': {len(metadata)} pairs, but at most {MAX_METADATA_PAIRS} are allowed."
+        raise invalid_value("metadata", message)
+    for key, value in metadata.items():
+        if len(key) > MAX_METADATA_KEY_CHARS:
+            message = f"Invalid 'metadata': a key may have at most {MAX_METADATA_KEY_CHARS} characters."
+            raise invalid_value("metadata", message)
+        if len(value) > MAX_METADATA_VALUE_CHARS:
+            param = f"metadata.{key}"
+            message = f"Invalid '{param}': a value may have at most {MAX_METADATA_VALUE_CHARS} characters."
+            raise invalid_value(param, message)

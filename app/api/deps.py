@@ -1,0 +1,104 @@
+"""What handlers are given: the service's parts, and the body of a request as an object."""
+
+import re
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Annotated, Any, TypeVar
+
+import orjson
+from fastapi import Depends, Request
+from pydantic import ValidationError
+
+from app.api.errors import ApiError, from_validation, invalid_value, too_large
+from app.api.schemas import RequestBody
+from app.db.pages import UnknownCursor
+from app.db.session import Database
+from app.settings import Settings
+from app.storage import Storage
+
+MAX_JSON_BYTES = 1 << 20
+
+_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
+
+Body = TypeVar("Body", bound=RequestBody)
+
+
+@dataclass(frozen=True)
+class Service:
+    """What the HTTP side is made of. `started_at` in unix seconds."""
+
+    settings: Settings
+    database: Database
+    storage: Storage
+    started_at: int
+
+
+def _service(request: Request) -> Service:
+    service = request.app.state.service
+    assert isinstance(service, Service)
+    return service
+
+
+ServiceDep = Annotated[Service, Depends(_service)]
+
+
+def may_be_id(text: str) -> bool:
+    """False for what cannot be the id of anything, and must not reach the database (NUL, endless text)."""
+    return _ID.fullmatch(text) is not None
+
+
+@contextmanager
+def known_cursor(after: str | None) -> Iterator[None]:
+    """Around the reading of a page: a cursor that names nothing is a 400.
+
+    Starting at the top again instead would send a pager round for ever.
+    """
+    try:
+        if after is not None and not may_be_id(after):
+            raise UnknownCursor(after)
+        yield
+    except UnknownCursor:
+        message = f"Invalid 'after': there is no object with the id '{after}'."
+        raise invalid_value("after", message) from None
+
+
+def json_body(model: type[Body]) -> Callable[[Request], Awaitable[Body]]:
+    """A dependency that reads and checks a JSON body; raises `ApiError` 400, 413 or 415."""
+
+    async def read(request: Request) -> Body:
+        content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if content_type != "application/json":
+            raise ApiError(415, "The request body must be application/json.")
+        value = _parse_object(await _read_body(request))
+        try:
+            return model.model_validate(value)
+        except ValidationError as error:
+            raise from_validation(error.errors()) from None
+
+    return read
+
+
+def json_schema(model: type[RequestBody]) -> dict[str, Any]:
+    """The OpenAPI entry of a body that `json_body` reads."""
+    content = {"application/json": {"schema": model.model_json_schema()}}
+    return {"requestBody": {"required": True, "content": content}}
+
+
+async def _read_body(request: Request) -> bytes:
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > MAX_JSON_BYTES:
+            raise too_large(f"The request body is larger than {MAX_JSON_BYTES} bytes.")
+    return bytes(body)
+
+
+def _parse_object(body: bytes) -> dict[str, object]:
+    try:
+        value = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise ApiError(400, f"The request body is not valid JSON: {error}.") from None
+    if not isinstance(value, dict):
+        raise ApiError(400, "The request body must be a JSON object.")
+    return value

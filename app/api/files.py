@@ -1,0 +1,126 @@
+"""/v1/files: what goes in is stored byte for byte while it arrives; what comes out is streamed."""
+
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, Query, Request, Response
+from sqlalchemy.orm import Session
+from starlette.concurrency import run_in_threadpool
+
+from app.api.deps import Service, ServiceDep, known_cursor, may_be_id
+from app.api.download import blob_response
+from app.api.errors import conflict, not_found
+from app.api.incoming import FILE_FIELD, TEXT_FIELDS, IncomingFields, IncomingFile, file_too_large
+from app.api.multipart import FormParser, form_boundary, receive_form
+from app.api.schemas import FileDeleted, FileList, FileObject
+from app.db import files
+from app.db.models import File
+from app.db.session import now
+from app.storage import BlobWriter
+
+router = APIRouter(prefix="/v1/files")
+
+# Room for the form around the file: beyond it the declared length alone shows that the file is too large.
+FORM_OVERHEAD_BYTES = 64 << 10
+
+_UPLOAD_FORM = {
+    "type": "object",
+    "required": ["file", "purpose"],
+    "properties": {
+        "file": {"type": "string", "format": "binary"},
+        "purpose": {"type": "string", "enum": ["batch"]},
+        "expires_after[anchor]": {"type": "string", "enum": ["created_at"]},
+        "expires_after[seconds]": {"type": "integer", "minimum": 3600, "maximum": 2592000},
+    },
+}
+_UPLOAD_BODY = {"required": True, "content": {"multipart/form-data": {"schema": _UPLOAD_FORM}}}
+
+
+@router.post("", openapi_extra={"requestBody": _UPLOAD_BODY})
+async def create_file(request: Request, service: ServiceDep) -> FileObject:
+    """Store an upload. The one asynchronous handler: its body must not be held in memory."""
+    boundary = form_boundary(request)
+    max_bytes = service.settings.max_file_bytes
+    declared = request.headers.get("content-length", "")
+    if declared.isdecimal() and int(declared) > max_bytes + FORM_OVERHEAD_BYTES:
+        raise file_too_large(max_bytes)
+    with await run_in_threadpool(service.storage.create) as blob:
+        incoming = IncomingFile(blob, max_bytes=max_bytes, max_line_bytes=service.settings.max_line_bytes)
+        form = FormParser(boundary, incoming, file_field=FILE_FIELD, text_fields=TEXT_FIELDS)
+        await receive_form(request, form)
+        return await run_in_threadpool(_save, service, incoming.finish(), blob)
+
+
+@router.get("")
+def list_files(
+    service: ServiceDep,
+    after: str | None = None,
+    limit: Annotated[int, Query(ge=1, le=10_000)] = 10_000,
+    order: Literal["asc", "desc"] = "desc",
+    purpose: Annotated[str | None, Query(pattern=r"^[\x20-\x7e]*$")] = None,
+) -> FileList:
+    """Files by age. `after` is the last id of the previous page."""
+    with service.database.read() as session:
+        with known_cursor(after):
+            rows, has_more = files.list_files(session, after=after, limit=limit, order=order, purpose=purpose)
+        return FileList.of(rows, has_more)
+
+
+@router.get("/{file_id}")
+def retrieve_file(service: ServiceDep, file_id: str) -> FileObject:
+    with service.database.read() as session:
+        return FileObject.of(_find(session, file_id))
+
+
+@router.delete("/{file_id}")
+def delete_file(service: ServiceDep, file_id: str) -> FileDeleted:
+    with service.database.begin() as session:
+        storage_key = _find(session, file_id).storage_key
+        try:
+            files.delete_file(session, file_id)
+        except files.FileInUse:
+            message = f"The file '{file_id}' is the input of a batch that has not ended."
+            raise conflict(message, code="file_in_use") from None
+    service.storage.delete(storage_key)
+    return FileDeleted(id=file_id)
+
+
+@router.api_route("/{file_id}/content", methods=["GET", "HEAD"], response_class=Response)
+def file_content(request: Request, service: ServiceDep, file_id: str) -> Response:
+    """The stored bytes, unchanged. Serves single ranges."""
+    with service.database.read() as session:
+        row = _find(session, file_id)
+        filename, storage_key, num_bytes = row.filename, row.storage_key, row.bytes
+    return blob_response(
+        request,
+        lambda: service.storage.open(storage_key),
+        num_bytes=num_bytes,
+        filename=filename,
+        etag=file_id,
+    )
+
+
+def _save(service: Service, fields: IncomingFields, blob: BlobWriter) -> FileObject:
+    """Make the blob durable, then its row: a row never points at nothing."""
+    storage_key = blob.commit()
+    retention_seconds = fields.expires_seconds or service.settings.input_retention_seconds
+    try:
+        with service.database.begin() as session:
+            row = files.create_file(
+                session,
+                purpose=fields.purpose,
+                filename=fields.filename,
+                num_bytes=fields.num_bytes,
+                storage_key=storage_key,
+                expires_at=now(session) + retention_seconds,
+            )
+            return FileObject.of(row)
+    except BaseException:
+        service.storage.delete(storage_key)
+        raise
+
+
+def _find(session: Session, file_id: str) -> File:
+    row = files.get_file(session, file_id) if may_be_id(file_id) else None
+    if row is None or (row.expires_at is not None and row.expires_at <= now(session)):
+        raise not_found(f"No such File object: {file_id}", param="id")
+    return row

@@ -1,0 +1,83 @@
+"""The web process: the application and how it is served."""
+
+import errno
+import signal
+import socket
+import sys
+import time
+from types import FrameType
+
+import uvicorn
+from fastapi import FastAPI
+
+from app.api import batches, files, health, models
+from app.api.deps import Service
+from app.api.errors import install_error_handlers
+from app.api.middleware import LoopbackGuard, RequestEnvelope, is_loopback
+from app.db.session import Database
+from app.settings import Settings, StartupError
+from app.storage import Storage
+
+# How long a stop waits for running downloads and uploads.
+GRACE_SECONDS = 10
+
+
+def create_app(settings: Settings, database: Database, storage: Storage) -> FastAPI:
+    """The HTTP side of the service, on a database whose schema someone else keeps."""
+    app = FastAPI(title="BatchLLM", docs_url=None, redoc_url=None, redirect_slashes=False)
+    app.state.service = Service(settings, database, storage, started_at=int(time.time()))
+    for module in (files, batches, models, health):
+        app.include_router(module.router)
+    install_error_handlers(app)
+    if is_loopback(settings.host):
+        app.add_middleware(LoopbackGuard)
+    app.add_middleware(RequestEnvelope)  # added last: outermost
+    return app
+
+
+def listen(settings: Settings) -> socket.socket:
+    """A listening socket. Raises `StartupError` on a refused, unknown or taken address."""
+    host, port = settings.host, settings.port
+    if not is_loopback(host) and not settings.allow_remote:
+        raise StartupError(
+            f"Refusing to listen on {host}, where other machines could use the service; "
+            "allow it with --allow-remote (BATCHLLM_ALLOW_REMOTE=1) if that is wanted."
+        )
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host.strip("[]"), port), family=family, backlog=2048)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise StartupError(f"Port {port} on {host} is in use: choose another with --port.") from error
+        raise StartupError(f"Cannot listen on {host}:{port}: {error.strerror}.") from error
+
+
+def run(settings: Settings) -> None:
+    """Serve until SIGTERM or SIGINT, then let running requests end. Raises `StartupError`."""
+    # The address first: who picked a taken port should hear that before anything is made on disk.
+    with listen(settings) as sock:
+        database = Database(settings.resolved_database_url)
+        try:
+            server = make_server(create_app(settings, database, Storage(settings.data_dir)))
+            # uvicorn stops on a signal, then raises it again: by then all is done, and this is a clean exit.
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, _exit_cleanly)
+            server.run(sockets=[sock])
+        finally:
+            database.dispose()
+
+
+def make_server(app: FastAPI) -> uvicorn.Server:
+    config = uvicorn.Config(
+        app,
+        access_log=False,
+        log_level="warning",
+        server_header=False,
+        lifespan="off",
+        timeout_graceful_shutdown=GRACE_SECONDS,
+    )
+    return uvicorn.Server(config)
+
+
+def _exit_cleanly(number: int, frame: FrameType | None) -> None:
+    sys.exit(0)
