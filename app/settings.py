@@ -64,6 +64,7 @@ class Settings(BaseSettings):
     # A parsed line can take 25 times its bytes (`[[],[],...`): 2 MiB keeps the keeper's peak near 50 MB.
     max_line_bytes: ByteCount = 2 * 1024**2
     max_validation_errors: int = Field(default=1_000, gt=0)
+    max_completion_window_seconds: int = Field(default=30 * DAY_SECONDS, gt=0)
     single_model: bool = False  # refuse a file whose requests name several models
     input_retention_seconds: int = Field(default=30 * DAY_SECONDS, gt=0)
     output_retention_seconds: int = Field(default=30 * DAY_SECONDS, gt=0)
