@@ -1,0 +1,242 @@
+"""The command line. Heavy modules are imported by the command that needs them: --help answers at once."""
+
+import logging
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from app.lifeline import follow_parent
+from app.serve import EXIT_CANNOT_START, Supervisor, service_commands
+from app.settings import Settings, StartupError, load_settings
+from engine.errors import ModelNotUsable, ModelRefused
+
+app = typer.Typer(
+    name="batchllm",
+    help="Offline LLM batch service: OpenAI batch files in, results out, shared prefixes computed once.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+def _option(help: str, *names: str) -> Any:
+    return typer.Option(*names, help=help, show_default=False)
+
+
+# A flag that is not given leaves the setting to BATCHLLM_<NAME>, then to its default.
+DataDir = Annotated[Path | None, _option("Where files and the SQLite database live.")]
+DatabaseUrl = Annotated[str | None, _option("sqlite:///... or postgresql://...; SQLite by default.")]
+Host = Annotated[str | None, _option("Address to listen on; 127.0.0.1 by default.")]
+Port = Annotated[int | None, _option("Port to listen on; 8000 by default.")]
+AllowRemote = Annotated[bool | None, _option("Listen beyond this machine.", "--allow-remote")]
+Model = Annotated[str | None, _option("Hub id or local directory of the model.")]
+ModelName = Annotated[str | None, _option("The name by which requests ask for the model.")]
+KvMemory = Annotated[str | None, _option("Memory for keys and values, such as 512MiB or 2GiB.")]
+MaxBatchTokens = Annotated[int | None, _option("Most tokens computed in one step.")]
+Threads = Annotated[int | None, _option("CPU threads.")]
+Dtype = Annotated[str | None, _option("float32, bfloat16 or float16.")]
+Device = Annotated[str | None, _option("cpu or cuda.")]
+CacheDir = Annotated[Path | None, _option("Where models are kept.")]
+Supervised = Annotated[bool, typer.Option("--supervised", hidden=True)]
+
+
+@app.command()
+def serve(
+    context: typer.Context,
+    host: Host = None,
+    port: Port = None,
+    allow_remote: AllowRemote = None,
+    data_dir: DataDir = None,
+    database_url: DatabaseUrl = None,
+    model: Model = None,
+    model_name: ModelName = None,
+    kv_memory: KvMemory = None,
+    max_batch_tokens: MaxBatchTokens = None,
+    threads: Threads = None,
+    dtype: Dtype = None,
+    device: Device = None,
+    cache_dir: CacheDir = None,
+) -> None:
+    """Run the whole service: api, keeper and worker, restarted when they die."""
+    with _start("serve", context) as settings:
+        url = own_url(settings)
+        supervisor = Supervisor(
+            service_commands(),
+            os.environ | as_environment(_flags(context)),
+            ready_url=f"{url}/readyz",
+            on_ready=lambda: typer.echo(f"BatchLLM answers at {url}/v1; Ctrl-C stops it.", err=True),
+        )
+        exit_code = supervisor.run(stop_on_signals())
+    raise typer.Exit(exit_code)
+
+
+@app.command()
+def api(
+    context: typer.Context,
+    host: Host = None,
+    port: Port = None,
+    allow_remote: AllowRemote = None,
+    data_dir: DataDir = None,
+    database_url: DatabaseUrl = None,
+    model: Model = None,
+    model_name: ModelName = None,
+    supervised: Supervised = False,
+) -> None:
+    """Run the HTTP side alone."""
+    with _start("api", context, supervised) as settings:
+        from app.main import run
+
+        run(settings)
+
+
+@app.command()
+def keeper(
+    context: typer.Context,
+    data_dir: DataDir = None,
+    database_url: DatabaseUrl = None,
+    model: Model = None,
+    model_name: ModelName = None,
+    supervised: Supervised = False,
+) -> None:
+    """Run alone what migrates, validates, finalises and cleans up."""
+    with _start("keeper", context, supervised) as settings:
+        from app.db.schema import migrate
+        from app.db.session import Database
+        from app.keeper import Keeper
+        from app.storage import Storage
+
+        storage = Storage(settings.data_dir)
+        database = Database(settings.resolved_database_url)
+        migrate(database)
+        Keeper(database, storage, settings).run(stop_on_signals())
+        database.dispose()
+
+
+@app.command()
+def worker(
+    context: typer.Context,
+    data_dir: DataDir = None,
+    database_url: DatabaseUrl = None,
+    model: Model = None,
+    model_name: ModelName = None,
+    kv_memory: KvMemory = None,
+    max_batch_tokens: MaxBatchTokens = None,
+    threads: Threads = None,
+    dtype: Dtype = None,
+    device: Device = None,
+    cache_dir: CacheDir = None,
+    supervised: Supervised = False,
+) -> None:
+    """Run the model alone: claims batches and computes them."""
+    with _start("worker", context, supervised) as settings:
+        from app.engine_factory import engine_from_settings
+        from app.worker_process import run_worker
+
+        run_worker(settings, lambda: engine_from_settings(settings), stop_on_signals())
+
+
+@app.command()
+def pull(
+    context: typer.Context,
+    model: Annotated[str | None, typer.Argument(help="Hub id or directory.", show_default=False)] = None,
+    cache_dir: CacheDir = None,
+) -> None:
+    """Fetch a model ahead of time; prints its directory."""
+    with _start("pull", context) as settings:
+        from engine.execution.resolve import resolve_model
+
+        directory = resolve_model(settings.model, settings.cache_dir, lambda step: typer.echo(step, err=True))
+    typer.echo(directory)
+
+
+@app.command()
+def run(
+    context: typer.Context,
+    input: Annotated[Path, typer.Argument(help="Batch file, JSONL.", show_default=False)],
+    output: Annotated[Path, _option("Where the answers go.", "--output", "-o")],
+    errors: Annotated[Path | None, _option("Where failed lines go; OUTPUT.errors.jsonl by default.")] = None,
+    as_json: Annotated[bool, _option("Print one JSON object as the last line.", "--json")] = False,
+    model: Model = None,
+    model_name: ModelName = None,
+    kv_memory: KvMemory = None,
+    max_batch_tokens: MaxBatchTokens = None,
+    threads: Threads = None,
+    dtype: Dtype = None,
+    device: Device = None,
+    cache_dir: CacheDir = None,
+) -> None:
+    """Run a batch file without a service. The same command again goes on where it was interrupted."""
+    with _start("run", context) as settings:
+        from app.engine_factory import engine_from_settings
+        from app.offline import Job
+        from app.run_command import run_and_report
+
+        job = Job(input, output, errors or output.with_suffix(".errors.jsonl"))
+        exit_code = run_and_report(
+            job, settings, lambda: engine_from_settings(settings), stop_on_signals(), as_json=as_json
+        )
+    raise typer.Exit(exit_code)
+
+
+def main() -> None:
+    app()
+
+
+@contextmanager
+def _start(name: str, context: typer.Context, supervised: bool = False) -> Iterator[Settings]:
+    """What every command begins with; its settings. What cannot start says so in one sentence and ends."""
+    if supervised:
+        follow_parent()
+    logging.basicConfig(level=logging.WARNING, format=f"%(asctime)s {name}: %(message)s")
+    level = logging.WARNING if name == "run" else logging.INFO  # `run` shows a bar and a summary
+    for package in ("app", "engine"):
+        logging.getLogger(package).setLevel(level)
+    try:
+        yield load_settings(**_flags(context))
+    except (StartupError, ModelNotUsable, ModelRefused) as error:
+        typer.echo(f"batchllm {name}: {error}", err=True)
+        raise typer.Exit(EXIT_CANNOT_START) from error
+
+
+def _flags(context: typer.Context) -> dict[str, Any]:
+    """The settings that were given on the command line."""
+    return {
+        name: value
+        for name, value in context.params.items()
+        if name in Settings.model_fields and value is not None
+    }
+
+
+def as_environment(flags: dict[str, Any]) -> dict[str, str]:
+    """The flags of `serve` as its processes read them."""
+    return {f"BATCHLLM_{name.upper()}": str(value) for name, value in flags.items()}
+
+
+def own_url(settings: Settings) -> str:
+    """Where the api answers from this machine."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host).strip("[]")
+    return f"http://[{host}]:{settings.port}" if ":" in host else f"http://{host}:{settings.port}"
+
+
+def stop_on_signals() -> threading.Event:
+    """An event that SIGTERM and Ctrl-C set. A second one ends the process the hard way."""
+    stop = threading.Event()
+
+    def ask_to_stop(number: int, frame: object) -> None:
+        if stop.is_set():
+            os._exit(128 + number)
+        stop.set()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, ask_to_stop)
+    return stop
+
+
+if __name__ == "__main__":
+    main()

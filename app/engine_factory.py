@@ -1,0 +1,26 @@
+"""From settings to a running engine. Model code is imported only when an engine is built."""
+
+from typing import TYPE_CHECKING
+
+from app.settings import Settings
+
+if TYPE_CHECKING:
+    from engine.engine import Engine
+
+
+def engine_from_settings(settings: Settings) -> "Engine":
+    """The engine for the configured model. Raises ModelNotUsable or ModelRefused."""
+    from engine.build import build_engine
+    from engine.config import EngineConfig
+    from engine.execution.resolve import resolve_model
+
+    return build_engine(
+        EngineConfig(
+            model_path=str(resolve_model(settings.model, settings.cache_dir)),
+            device=settings.device,
+            dtype=settings.dtype,
+            kv_memory_bytes=settings.kv_memory,
+            max_batch_tokens=settings.max_batch_tokens,
+            num_threads=settings.threads,
+        )
+    )

@@ -1,0 +1,314 @@
+"""`run`: a job without HTTP. The service's own path in one process, on a database beside the output."""
+
+import hashlib
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NoReturn, Protocol
+
+import orjson
+from filelock import FileLock, Timeout
+
+from app.db.batches import create_batch, get_batch, list_batches
+from app.db.files import create_file, get_file
+from app.db.models import Batch
+from app.db.schema import migrate
+from app.db.session import Database
+from app.keeper import Keeper
+from app.lifecycle import TERMINAL, BatchStatus
+from app.openai.endpoints import ENDPOINTS
+from app.progress import OnProgress
+from app.settings import DAY_SECONDS, Settings, StartupError
+from app.storage import Storage
+from app.worker import BatchEngine, Progress, Worker
+from engine.stats import EngineStats
+
+WINDOW_DAYS = 3650  # a job of one's own has no deadline
+DEFAULT_ENDPOINT = "/v1/chat/completions"
+_COPY_BYTES = 1024 * 1024
+
+
+class MeasuredEngine(BatchEngine, Protocol):
+    @property
+    def stats(self) -> EngineStats: ...
+
+
+class InvalidInput(Exception):
+    """Lines of the input are invalid and nothing ran; `errors` lists them as a batch shows them."""
+
+    def __init__(self, errors: list[dict[str, Any]]) -> None:
+        super().__init__(f"{len(errors)} errors")
+        self.errors = errors
+
+
+class Interrupted(Exception):
+    """Asked to stop; what is finished is kept for the next try."""
+
+    def __init__(self, num_done: int, num_lines: int) -> None:
+        super().__init__(f"{num_done} of {num_lines}")
+        self.num_done, self.num_lines = num_done, num_lines
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """Where a job reads and writes."""
+
+    input: Path
+    output: Path
+    errors: Path
+
+    @property
+    def work_dir(self) -> Path:
+        """Private to the job; it outlives an interruption, not a success."""
+        return self.output.with_name(f"{self.output.name}.batchllm")
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a job did. `seconds` leaves out the loading of the model; the engine's counts are this run's."""
+
+    requests: int
+    completed: int
+    failed: int
+    seconds: float
+    load_seconds: float
+    plan_seconds: float
+    prompt_tokens: int
+    computed_prompt_tokens: int
+    recomputed_tokens: int
+    output_tokens: int
+    steps: int
+    preemptions: int
+    peak_kv_bytes: int
+
+
+def private_settings(job: Job, settings: Settings) -> Settings:
+    """The settings, with data directory and database of this job alone."""
+    return settings.model_copy(update={"data_dir": job.work_dir, "database_url": None})
+
+
+def run_job(
+    job: Job,
+    settings: Settings,
+    engine_factory: Callable[[], MeasuredEngine],
+    stop: threading.Event,
+    on_progress: OnProgress,
+) -> Report:
+    """Run the job to its end, from where an earlier try left it.
+
+    Raises StartupError, InvalidInput, Interrupted, and what the engine factory raises.
+    """
+    started = time.monotonic()
+    _check_paths(job)
+    with _work_dir(job, settings):
+        run = _OfflineRun(job, private_settings(job, settings), engine_factory, stop, on_progress)
+        try:
+            run.finish()
+        except BaseException:
+            if run.num_done == 0:
+                shutil.rmtree(job.work_dir)  # nothing in it is worth another try
+            raise
+        finally:
+            run.close()
+        shutil.rmtree(job.work_dir)
+    return run.report(time.monotonic() - started)
+
+
+def _check_paths(job: Job) -> None:
+    if not job.input.is_file():
+        raise StartupError(f"The input {job.input} is not a file that can be read: check the path.")
+    if len({path.resolve() for path in (job.input, job.output, job.errors)}) < 3:
+        raise StartupError("Input, output and errors must be three different files: choose other names.")
+    for path in (job.output, job.errors):
+        if not path.parent.is_dir():
+            raise StartupError(f"The directory {path.parent} does not exist: create it or choose another.")
+        if path.is_dir():
+            raise StartupError(f"{path} is a directory: give the name of a file.")
+
+
+@contextmanager
+def _work_dir(job: Job, settings: Settings) -> Iterator[None]:
+    """The job's work directory, made or found again, and held against a second run of the same job."""
+    try:
+        identity = orjson.dumps({"input_sha256": _sha256(job.input), "model": settings.model})
+        job.work_dir.mkdir(exist_ok=True)
+    except OSError as error:
+        raise StartupError(
+            f"{error.filename} cannot be used ({error.strerror}): check its permissions or choose another."
+        ) from error
+    lock = FileLock(job.work_dir / "run.lock")
+    try:
+        lock.acquire(blocking=False)
+    except Timeout as error:
+        raise StartupError(f"Another run is writing {job.output}: wait for it or choose another.") from error
+    try:
+        note = job.work_dir / "job.json"
+        if not note.exists():
+            note.write_bytes(identity)
+        elif note.read_bytes() != identity:
+            raise StartupError(
+                f"{job.work_dir} holds an unfinished run of another input or model: delete it to start anew, "
+                "or choose another output."
+            )
+        yield
+    finally:
+        lock.release()
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class _OfflineRun:
+    """One try at a job: keeper, worker and keeper again, over the job's own database."""
+
+    def __init__(
+        self,
+        job: Job,
+        settings: Settings,
+        engine_factory: Callable[[], MeasuredEngine],
+        stop: threading.Event,
+        on_progress: OnProgress,
+    ) -> None:
+        self._job = job
+        self._settings = settings
+        self._engine_factory = engine_factory
+        self._stop = stop
+        self._on_progress = on_progress
+        self._stats = EngineStats()
+        self._build_seconds = 0.0
+        self._database = Database(settings.resolved_database_url)
+        self._storage = Storage(settings.data_dir)
+        self._keeper = Keeper(self._database, self._storage, settings)
+        self._batch: Batch | None = None
+
+    @property
+    def num_done(self) -> int:
+        """Lines with a result."""
+        return 0 if self._batch is None else self._batch.completed + self._batch.failed
+
+    def close(self) -> None:
+        self._database.dispose()
+
+    def finish(self) -> None:
+        """Bring the job to its end and put the files in place."""
+        migrate(self._database)
+        batch = self._find_or_create()
+        while batch.status == BatchStatus.VALIDATING:
+            batch = self._tick()
+        if batch.status == BatchStatus.FAILED:
+            raise InvalidInput(batch.errors or [])
+        if batch.status == BatchStatus.IN_PROGRESS:
+            batch = self._compute(batch)
+        while batch.status not in TERMINAL:
+            batch = self._tick()
+        self._put_in_place(batch.output_file_id, self._job.output)
+        if batch.error_file_id is None:
+            self._job.errors.unlink(missing_ok=True)  # of an earlier job: this one has none
+        else:
+            self._put_in_place(batch.error_file_id, self._job.errors)
+
+    def report(self, seconds: float) -> Report:
+        assert self._batch is not None
+        counts = asdict(self._stats) | {"load_seconds": self._build_seconds}
+        return Report(
+            requests=self._batch.total,
+            completed=self._batch.completed,
+            failed=self._batch.failed,
+            seconds=seconds - self._build_seconds,
+            **counts,
+        )
+
+    def _find_or_create(self) -> Batch:
+        with self._database.read() as session:
+            batches, _ = list_batches(session, after=None, limit=1)
+        if batches:
+            self._batch = batches[0]
+            return batches[0]
+        with self._job.input.open("rb") as source, self._storage.create() as blob:
+            while chunk := source.read(_COPY_BYTES):
+                blob.write(chunk)
+            key = blob.commit()
+        with self._database.begin() as session:
+            file = create_file(
+                session,
+                purpose="batch",
+                filename=self._job.input.name,
+                num_bytes=blob.num_bytes,
+                storage_key=key,
+                expires_at=None,
+            )
+            self._batch = create_batch(
+                session,
+                input_file_id=file.id,
+                endpoint=_endpoint_of(self._job.input),
+                completion_window=f"{WINDOW_DAYS}d",
+                window_seconds=WINDOW_DAYS * DAY_SECONDS,
+                metadata=None,
+            )
+        return self._batch
+
+    def _tick(self) -> Batch:
+        """One round of the keeper. Raises Interrupted if asked to stop."""
+        if self._stop.is_set():
+            self._interrupt()
+        self._keeper.tick()
+        return self._reload()
+
+    def _reload(self) -> Batch:
+        assert self._batch is not None
+        with self._database.read() as session:
+            batch = get_batch(session, self._batch.id)
+        assert batch is not None, self._batch.id
+        self._batch = batch
+        return batch
+
+    def _compute(self, batch: Batch) -> Batch:
+        started = time.monotonic()
+        engine = self._engine_factory()
+        self._build_seconds = time.monotonic() - started
+        num_before = self.num_done
+
+        def show(progress: Progress) -> None:
+            num_done = num_before + progress.num_completed + progress.num_failed
+            self._on_progress(num_done, batch.total)
+
+        worker = Worker(self._database, self._storage, self._settings, lambda: engine)
+        worker.run(self._stop, show, until_idle=True)
+        self._stats = engine.stats
+        batch = self._reload()
+        if batch.status == BatchStatus.IN_PROGRESS:
+            self._interrupt()
+        return batch
+
+    def _interrupt(self) -> NoReturn:
+        assert self._batch is not None
+        raise Interrupted(self.num_done, self._batch.total)
+
+    def _put_in_place(self, file_id: str | None, target: Path) -> None:
+        """The file's bytes under its final name, whole or not at all; no file at all gives an empty one."""
+        temporary = target.with_name(f"{target.name}.batchllm-tmp")  # beside it: a rename stays on one disk
+        with temporary.open("wb") as copy:
+            if file_id is not None:
+                with self._database.read() as session:
+                    file = get_file(session, file_id)
+                assert file is not None, file_id
+                with self._storage.open(file.storage_key) as blob:
+                    shutil.copyfileobj(blob, copy, _COPY_BYTES)
+        temporary.replace(target)
+
+
+def _endpoint_of(path: Path) -> str:
+    """The endpoint that the first line names; where it names none, validation will say so."""
+    with path.open("rb") as file:
+        first = next((line for line in file if line.strip()), b"")
+    try:
+        url = orjson.loads(first.removeprefix(b"\xef\xbb\xbf"))["url"]
+    except (ValueError, KeyError, TypeError):
+        return DEFAULT_ENDPOINT
+    return url if url in ENDPOINTS else DEFAULT_ENDPOINT

@@ -1,0 +1,35 @@
+"""The endpoints a batch can name, each with its two translations."""
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from app.openai.body import BodyError, Json, Translated, TranslationContext
+from app.openai.chat import chat_body, parse_chat
+from app.openai.completions import completion_body, parse_completion
+from engine.request import Completion
+
+
+class ResponseBuilder(Protocol):
+    def __call__(
+        self, completion: Completion, *, response_id: str, created: int, model: str, fingerprint: str
+    ) -> dict[str, Any]: ...
+
+
+class BodyParser(Protocol):
+    def __call__(
+        self, body: Json, context: TranslationContext, *, seed_key: str
+    ) -> Translated | BodyError: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """parse: request body to the engine's words. respond: completion to response body."""
+
+    parse: BodyParser
+    respond: ResponseBuilder
+
+
+ENDPOINTS = {
+    "/v1/chat/completions": Endpoint(parse_chat, chat_body),
+    "/v1/completions": Endpoint(parse_completion, completion_body),
+}

@@ -1,0 +1,149 @@
+"""The parameters of a request body, sorted as the contract sorts them: honoured, ignored, not supported.
+
+Nothing that changes the text is dropped in silence: a parameter is honoured, or it has no effect on
+the text, or it holds the value that asks for nothing, or the line is a 400.
+"""
+
+import hashlib
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+
+from app.openai.body import (
+    Json,
+    TranslationContext,
+    anything,
+    array,
+    boolean,
+    integer,
+    json_object,
+    number,
+    optional,
+    refuse,
+    string,
+    wrong_type,
+)
+from engine.request import SamplingParams
+
+MAX_STOP_STRINGS = 4
+_INT64 = 2**63
+
+
+@dataclass(frozen=True, slots=True)
+class Unsupported:
+    """A parameter that is known but not honoured: only values that ask for nothing pass.
+
+    read: checks type and range first, so that a wrong value is told as such.
+    neutral: the values that leave the text as it is; null always does.
+    """
+
+    read: Callable[[str, object], object] = anything
+    neutral: tuple[object, ...] = ()
+
+
+# Honoured or named by both text endpoints.
+COMMON_HONOURED = frozenset({"model", "temperature", "top_p", "seed", "stop", "ignore_eos", "max_tokens"})
+
+# They say who asks, how to bill and what to cache: nothing about the text.
+COMMON_IGNORED = frozenset({"user", "metadata", "store"})
+
+COMMON_UNSUPPORTED = {
+    "n": Unsupported(integer(1, 128), (1,)),
+    "stream": Unsupported(boolean, (False,)),
+    "stream_options": Unsupported(json_object),
+    "frequency_penalty": Unsupported(number(-2, 2), (0.0,)),
+    "presence_penalty": Unsupported(number(-2, 2), (0.0,)),
+    "logit_bias": Unsupported(json_object, ({},)),
+    # Extensions of other engines: known, so that the message says what is wrong.
+    "top_k": Unsupported(integer(-1), (-1, 0)),
+    "min_p": Unsupported(number(0, 1), (0.0,)),
+    "repetition_penalty": Unsupported(number(0, 100), (1.0,)),
+    "min_tokens": Unsupported(integer(0), (0,)),
+    "stop_token_ids": Unsupported(array, ([],)),
+    "structured_outputs": Unsupported(),
+    "guided_json": Unsupported(),
+    "guided_regex": Unsupported(),
+    "guided_choice": Unsupported(),
+    "guided_grammar": Unsupported(),
+}
+
+
+def check_parameters(body: Json, known: Collection[str], unsupported: dict[str, Unsupported]) -> None:
+    """Refuses the first parameter that is unknown, or that asks for what is not done here."""
+    for name, value in body.items():
+        rule = unsupported.get(name)
+        if rule is None:
+            if name not in known:
+                refuse(f"Unknown parameter: '{name}'.", name, "unknown_parameter")
+        elif value is not None and rule.read(name, value) not in rule.neutral:
+            refuse(
+                f"Unsupported parameter: '{name}' is not supported here with the value given.",
+                name,
+                "unsupported_parameter",
+            )
+
+
+def read_sampling(body: Json, *, max_tokens: int, seed_key: str) -> SamplingParams:
+    """How to choose tokens. `seed_key` names the request: it seeds one that brings no seed."""
+    return SamplingParams(
+        max_tokens=max_tokens,
+        temperature=optional(body, "temperature", number(0, 2), 1.0),
+        top_p=optional(body, "top_p", number(0, 1), 1.0),
+        seed=_read_seed(body, seed_key),
+        stop=optional(body, "stop", _stop_strings, ()),
+        ignore_eos=optional(body, "ignore_eos", boolean, False),
+    )
+
+
+def _read_seed(body: Json, seed_key: str) -> int:
+    seed = optional(body, "seed", integer(-_INT64, _INT64 - 1), None)
+    if seed is None:
+        # From the request's name and not from a clock: a rerun after a crash gives the same text.
+        digest = hashlib.blake2b(seed_key.encode(), digest_size=8).digest()
+        return int.from_bytes(digest, "big") >> 1
+    return seed
+
+
+def _stop_strings(param: str, value: object) -> tuple[str, ...]:
+    if isinstance(value, str):
+        value = [value]
+    if not isinstance(value, list):
+        wrong_type(param, "a string or an array of strings", value)
+    if not 1 <= len(value) <= MAX_STOP_STRINGS:
+        refuse(
+            f"Invalid '{param}': expected 1 to {MAX_STOP_STRINGS} strings, but got {len(value)} instead.",
+            param,
+            "invalid_value",
+        )
+    strings = tuple(string(f"{param}[{i}]", item) for i, item in enumerate(value))
+    if "" in strings:
+        refuse(f"Invalid '{param}': a stop string must not be empty.", param, "invalid_value")
+    return strings
+
+
+def bound_output(
+    num_prompt_tokens: int, max_tokens: int | None, context: TranslationContext, *, param: str
+) -> int:
+    """Most tokens to generate; refuses what outgrows the model's context, with the numbers.
+
+    None: as much as the context still holds, at most the context's own default.
+    """
+    room = context.max_context - num_prompt_tokens
+    too_long = f"This model's maximum context length is {context.max_context} tokens. However, "
+    if room < 1:
+        refuse(
+            f"{too_long}your {param} resulted in {num_prompt_tokens} tokens, which leaves none for the "
+            f"completion. Please reduce the length of the {param}.",
+            param,
+            "context_length_exceeded",
+        )
+    if max_tokens is None:
+        return min(room, context.default_max_tokens or room)
+    if max_tokens > room:
+        refuse(
+            f"{too_long}you requested {num_prompt_tokens + max_tokens} tokens ({num_prompt_tokens} in the "
+            f"{param}, {max_tokens} in the completion). Please reduce the length of the {param} or "
+            "completion.",
+            param,
+            "context_length_exceeded",
+        )
+    return max_tokens

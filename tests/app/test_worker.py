@@ -1,0 +1,266 @@
+"""The worker with a fake engine, on SQLite and Postgres."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from openai.types.chat import ChatCompletion
+
+from app import worker as worker_module
+from app.db.batches import request_cancel
+from app.db.leases import fence
+from app.db.session import Database
+from app.lifecycle import BatchStatus
+from app.settings import Settings, StartupError
+from app.storage import Storage
+from app.worker import Progress, Worker
+from tests.app.batches import batch_to_run, chat, lines_of, read_batch, results_of
+from tests.fakes import FakeEngine
+
+PATIENCE_SECONDS = 20.0  # for what a slow machine does late; nothing here needs it
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    return Settings(data_dir=tmp_path, model="m", model_name="m")
+
+
+@pytest.fixture
+def make_worker(database: Database, storage: Storage, settings: Settings) -> Callable[[FakeEngine], Worker]:
+    return lambda engine: Worker(database, storage, settings, lambda: engine)
+
+
+@contextmanager
+def running(worker: Worker) -> Iterator[threading.Event]:
+    """The worker in a thread; stopped and joined at the end."""
+    stop = threading.Event()
+    thread = threading.Thread(target=worker.run, args=(stop,))
+    thread.start()
+    try:
+        yield stop
+    finally:
+        stop.set()
+        thread.join()
+
+
+def wait_until(condition: Callable[[], Any]) -> None:
+    give_up_at = time.monotonic() + PATIENCE_SECONDS
+    while not condition():
+        assert time.monotonic() < give_up_at, "waited in vain"
+        time.sleep(0.02)
+
+
+def test_a_batch_is_run_and_handed_on(
+    database: Database, storage: Storage, make_worker: Callable[[FakeEngine], Worker]
+) -> None:
+    batch_id = batch_to_run(database, storage, [chat(f"question {i}") for i in range(60)])
+    seen: list[Progress] = []
+    make_worker(FakeEngine()).run(threading.Event(), seen.append, until_idle=True)
+
+    batch = read_batch(database, batch_id)
+    assert batch.status == BatchStatus.FINALIZING
+    assert (batch.total, batch.completed, batch.failed) == (60, 60, 0)
+    assert batch.lease_owner is None
+    assert seen[-1] == Progress(batch_id, 60, 0)
+    results = results_of(database, batch_id)
+    assert len(results) == 60
+    for result in results.values():
+        assert result.keys() == {"id", "custom_id", "response", "error"}
+        assert result["id"].startswith("batch_req_")
+        assert result["error"] is None
+        response = result["response"]
+        assert response["status_code"] == 200
+        assert response["request_id"].startswith("req_")
+        body = ChatCompletion.model_validate(response["body"], strict=True)
+        assert body.model == "m"
+        assert body.choices[0].message.content == ">tnat"  # the end of the prompt, reversed
+        assert body.choices[0].finish_reason == "length"
+    usage = [result["response"]["body"]["usage"] for result in results.values()]
+    assert batch.input_tokens == sum(one["prompt_tokens"] for one in usage)
+    assert batch.output_tokens == sum(one["completion_tokens"] for one in usage) == 300
+    assert all(line.attempts == 1 for line in lines_of(database, batch_id))
+
+
+def test_completions_endpoint(
+    database: Database, storage: Storage, make_worker: Callable[[FakeEngine], Worker]
+) -> None:
+    bodies = [{"model": "m", "prompt": "abc"}, {"model": "m", "prompt": [97, 98], "max_tokens": 1}]
+    batch_id = batch_to_run(database, storage, bodies, "/v1/completions")
+    make_worker(FakeEngine()).run(threading.Event(), until_idle=True)
+    results = results_of(database, batch_id)
+    choices = [results[name]["response"]["body"]["choices"][0] for name in ("r0", "r1")]
+    assert [(choice["text"], choice["finish_reason"]) for choice in choices] == [
+        ("cba", "stop"),
+        ("b", "length"),
+    ]
+
+
+def test_lines_that_cannot_run_become_400_lines(
+    database: Database, storage: Storage, make_worker: Callable[[FakeEngine], Worker]
+) -> None:
+    bodies = [
+        chat("fine"),
+        chat("too hot", temperature=9),
+        chat("unknown", frobnicate=1),
+        chat("x" * 2000),
+        chat("no room", max_tokens=500),
+    ]
+    batch_id = batch_to_run(database, storage, bodies)
+    make_worker(FakeEngine(kv_tokens=300)).run(threading.Event(), until_idle=True)
+
+    batch = read_batch(database, batch_id)
+    assert batch.status == BatchStatus.FINALIZING
+    assert (batch.completed, batch.failed) == (1, 4)
+    results = results_of(database, batch_id)
+    responses = [results[f"r{i}"]["response"] for i in range(1, 5)]
+    assert {response["status_code"] for response in responses} == {400}
+    errors = [response["body"]["error"] for response in responses]
+    assert [(error["code"], error["param"]) for error in errors] == [
+        ("invalid_value", "temperature"),
+        ("unknown_parameter", "frobnicate"),
+        ("context_length_exceeded", "messages"),
+        ("context_length_exceeded", None),
+    ]
+    assert "more than 300 KV slots" in errors[3]["message"]
+    assert all(error.keys() == {"message", "type", "param", "code"} for error in errors)
+    # Only what went to the engine counts as an attempt.
+    assert [line.attempts for line in lines_of(database, batch_id)] == [1, 0, 0, 0, 1]
+
+
+def test_batches_run_one_after_the_other_oldest_first(
+    database: Database, storage: Storage, make_worker: Callable[[FakeEngine], Worker]
+) -> None:
+    batch_ids = [batch_to_run(database, storage, [chat("a")] * 3) for _ in range(3)]
+    seen: list[str] = []
+    make_worker(FakeEngine()).run(
+        threading.Event(), lambda progress: seen.append(progress.batch_id), until_idle=True
+    )
+    assert list(dict.fromkeys(seen)) == batch_ids
+    assert all(read_batch(database, id_).status == BatchStatus.FINALIZING for id_ in batch_ids)
+
+
+def test_a_cancelled_batch_keeps_what_is_finished(
+    database: Database, storage: Storage, make_worker: Callable[[FakeEngine], Worker]
+) -> None:
+    batch_id = batch_to_run(database, storage, [chat("a")] * 5000)
+    engine = FakeEngine(step_seconds=0.01, per_step=1)
+    with running(make_worker(engine)):
+        wait_until(lambda: read_batch(database, batch_id).completed > 0)
+        with database.begin() as session:
+            request_cancel(session, batch_id)
+        wait_until(lambda: read_batch(database, batch_id).lease_owner is None)
+        batch = read_batch(database, batch_id)
+        assert batch.status == BatchStatus.CANCELLING
+        assert not engine.has_work
+        assert batch.completed == len(results_of(database, batch_id)) == engine.starts.total() < 5000
+        # The worker is free for the next batch.
+        next_id = batch_to_run(database, storage, [chat("b")])
+        wait_until(lambda: read_batch(database, next_id).status == BatchStatus.FINALIZING)
+
+
+def test_a_lost_lease_ends_all_writing(
+    database: Database, storage: Storage, make_worker: Callable[[FakeEngine], Worker]
+) -> None:
+    batch_id = batch_to_run(database, storage, [chat("a")] * 5000)
+    engine = FakeEngine(step_seconds=0.01, per_step=1)
+    with running(make_worker(engine)):
+        wait_until(lambda: read_batch(database, batch_id).completed > 0)
+        with database.begin() as session:
+            epoch = read_batch(database, batch_id).epoch
+            fence(session, batch_id, status=BatchStatus.IN_PROGRESS, epoch=epoch)
+            # Another has it now, so that this worker does not simply claim it again.
+            batch = session.get_one(type(read_batch(database, batch_id)), batch_id)
+            batch.expires_at = 1
+        num_written = len(results_of(database, batch_id))
+        wait_until(lambda: not engine.has_work)
+    batch = read_batch(database, batch_id)
+    assert len(results_of(database, batch_id)) == num_written == batch.completed
+    assert batch.status == BatchStatus.IN_PROGRESS
+    assert batch.epoch == epoch + 1
+
+
+def test_a_stop_flushes_and_a_restart_runs_only_the_rest(
+    database: Database, storage: Storage, make_worker: Callable[[FakeEngine], Worker]
+) -> None:
+    batch_id = batch_to_run(database, storage, [chat("a")] * 300)
+    first = FakeEngine(step_seconds=0.01, per_step=2)
+    with running(make_worker(first)) as stop:
+        wait_until(lambda: first.starts.total() > 60)
+        stop.set()
+    batch = read_batch(database, batch_id)
+    assert batch.status == BatchStatus.IN_PROGRESS
+    assert batch.lease_owner is None
+    assert batch.completed == len(results_of(database, batch_id)) == first.starts.total() < 300
+
+    second = FakeEngine(per_step=50)
+    make_worker(second).run(threading.Event(), until_idle=True)
+    runs = first.starts + second.starts
+    assert set(runs.values()) == {1}
+    assert len(runs) == 300
+    batch = read_batch(database, batch_id)
+    assert (batch.status, batch.completed, batch.failed) == (BatchStatus.FINALIZING, 300, 0)
+
+
+def test_an_engine_that_breaks_loses_nothing_that_was_finished(
+    database: Database, storage: Storage, make_worker: Callable[[FakeEngine], Worker]
+) -> None:
+    batch_id = batch_to_run(database, storage, [chat("a")] * 40)
+    broken = FakeEngine(fail_at_step=4)
+    with pytest.raises(RuntimeError, match="the fake device broke"):
+        make_worker(broken).run(threading.Event(), until_idle=True)
+    assert len(results_of(database, batch_id)) == 12
+    second = FakeEngine()
+    make_worker(second).run(threading.Event(), until_idle=True)
+    assert set((broken.starts + second.starts).values()) == {1}
+    assert read_batch(database, batch_id).completed == 40
+
+
+def test_a_batch_without_its_input_fails(
+    database: Database, storage: Storage, make_worker: Callable[[FakeEngine], Worker]
+) -> None:
+    batch_id = batch_to_run(database, storage, [chat("a")])
+    for blob in list(storage.list_blobs()):
+        storage.remove(blob)
+    make_worker(FakeEngine()).run(threading.Event(), until_idle=True)
+    batch = read_batch(database, batch_id)
+    assert batch.status == BatchStatus.FAILED
+    assert batch.errors is not None
+    assert batch.errors[0]["param"] == "file_id"
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_a_second_worker_on_sqlite_is_refused(
+    database: Database, make_worker: Callable[[FakeEngine], Worker], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker_module, "LOCK_PATIENCE_SECONDS", 0.0)
+    built = threading.Event()
+
+    class Announced(FakeEngine):
+        @property
+        def has_work(self) -> bool:
+            built.set()
+            return super().has_work
+
+    with running(make_worker(Announced())):
+        assert built.wait(PATIENCE_SECONDS)
+        with pytest.raises(StartupError, match="Another worker already runs"):
+            make_worker(FakeEngine()).run(threading.Event())
+
+
+@pytest.mark.parametrize("database_url", ["postgres"], indirect=True)
+def test_two_workers_on_postgres_share_the_batches(
+    database: Database, storage: Storage, make_worker: Callable[[FakeEngine], Worker]
+) -> None:
+    batch_ids = [batch_to_run(database, storage, [chat("a")] * 20) for _ in range(6)]
+    engines = [FakeEngine(step_seconds=0.02), FakeEngine(step_seconds=0.02)]
+    with running(make_worker(engines[0])), running(make_worker(engines[1])):
+        wait_until(
+            lambda: all(read_batch(database, id_).status == BatchStatus.FINALIZING for id_ in batch_ids)
+        )
+    assert set((engines[0].starts + engines[1].starts).values()) == {1}
+    assert all(len(results_of(database, id_)) == 20 for id_ in batch_ids)
+    assert all(engine.starts for engine in engines)

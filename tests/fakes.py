@@ -1,0 +1,104 @@
+"""Working stand-ins: a byte tokenizer, and an engine that answers without a model."""
+
+import time
+from collections import Counter
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from engine.errors import ChatTemplateError
+from engine.request import Completion, FinishReason, Refusal, Request, TokenIds
+from engine.stats import EngineStats
+
+
+class ByteTokenizer:
+    """One token a byte of UTF-8. Its chat template refuses a conversation that opens with `tool`."""
+
+    vocab_size = 256
+    eos_token_ids = frozenset({0})
+
+    def encode(self, text: str) -> TokenIds:
+        return np.frombuffer(text.encode(), dtype=np.uint8).astype(np.int32)
+
+    def render_chat(self, messages: list[dict[str, Any]]) -> TokenIds:
+        if messages[0]["role"] == "tool":
+            raise ChatTemplateError("a conversation cannot open with a tool's answer")
+        return self.encode("".join(f"<{m['role']}>{m['content']}" for m in messages) + "<assistant>")
+
+    def decode(self, token_ids: TokenIds) -> str:
+        return bytes(np.asarray(token_ids, dtype=np.uint8)).decode(errors="replace")
+
+
+@dataclass
+class FakeEngine:
+    """Answers each prompt with itself reversed, cut to max_tokens.
+
+    step_seconds: what a step takes; per_step: requests that end in one.
+    kv_tokens: requests with more prompt and output tokens than this are refused.
+    run_log: file that gets a line with the request id whenever one starts, for counts across processes.
+    fail_at_step: that step raises, as a broken device would.
+    """
+
+    max_context: int = 1000
+    step_seconds: float = 0.0
+    per_step: int = 4
+    kv_tokens: int = 10_000
+    run_log: Path | None = None
+    fail_at_step: int | None = None
+    tokenizer: ByteTokenizer = field(default_factory=ByteTokenizer)
+    stats: EngineStats = field(default_factory=EngineStats)
+    starts: Counter[int] = field(default_factory=Counter)
+    waiting: dict[int, Request] = field(default_factory=dict)
+
+    def add(self, requests: Sequence[Request]) -> list[Refusal]:
+        refusals = []
+        for request in requests:
+            assert request.request_id not in self.waiting, request.request_id
+            if len(request.prompt_ids) + request.sampling.max_tokens > self.kv_tokens:
+                refusals.append(Refusal(request.request_id, f"it needs more than {self.kv_tokens} KV slots"))
+            else:
+                self.waiting[request.request_id] = request
+        return refusals
+
+    def drop(self, request_ids: Collection[int]) -> None:
+        for request_id in request_ids:
+            self.waiting.pop(request_id, None)
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self.waiting)
+
+    def step(self) -> list[Completion]:
+        self.stats.steps += 1
+        if self.stats.steps == self.fail_at_step:
+            raise RuntimeError("the fake device broke")
+        started = list(self.waiting.values())[: self.per_step]
+        self._note_starts(started)
+        time.sleep(self.step_seconds)
+        for request in started:
+            del self.waiting[request.request_id]
+        return [self._complete(request) for request in started]
+
+    def _note_starts(self, requests: Sequence[Request]) -> None:
+        self.starts.update(request.request_id for request in requests)
+        if self.run_log is not None:
+            with self.run_log.open("a") as log:
+                log.write("".join(f"{request.request_id}\n" for request in requests))
+
+    def _complete(self, request: Request) -> Completion:
+        answer = request.prompt_ids[::-1][: request.sampling.max_tokens]
+        cut = len(answer) < len(request.prompt_ids)
+        self.stats.prompt_tokens += len(request.prompt_ids)
+        self.stats.computed_prompt_tokens += len(request.prompt_ids)
+        self.stats.output_tokens += len(answer)
+        return Completion(
+            request_id=request.request_id,
+            output_ids=answer,
+            text=self.tokenizer.decode(answer),
+            finish_reason=FinishReason.LENGTH if cut else FinishReason.STOP,
+            num_prompt_tokens=len(request.prompt_ids),
+            num_cached_tokens=0,
+        )
