@@ -14,7 +14,7 @@ import typer
 from app.lifeline import follow_parent
 from app.serve import EXIT_CANNOT_START, Supervisor, service_commands
 from app.settings import Settings, StartupError, load_settings
-from engine.errors import ModelNotUsable, ModelRefused
+from engine.errors import EngineConfigError, ModelNotUsable, ModelRefused
 
 app = typer.Typer(
     name="batchllm",
@@ -199,7 +199,7 @@ def _start(name: str, context: typer.Context, supervised: bool = False) -> Itera
         logging.getLogger(package).setLevel(level)
     try:
         yield load_settings(**_flags(context))
-    except (StartupError, ModelNotUsable, ModelRefused) as error:
+    except (StartupError, ModelNotUsable, ModelRefused, EngineConfigError) as error:
         typer.echo(f"batchllm {name}: {error}", err=True)
         raise typer.Exit(EXIT_CANNOT_START) from error
 
