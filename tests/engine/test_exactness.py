@@ -98,5 +98,3 @@ def test_sharing_reaches_the_bound_on_a_real_file(smollm2_dir):
     computed = engine.stats.computed_prompt_tokens
     print(f"unique {unique}, computed {computed}, all {engine.stats.prompt_tokens}")
     assert unique <= computed <= 1.05 * unique
-
-

@@ -1,0 +1,123 @@
+"""kill -9 at random moments of a real batch on SQLite: nothing lost, nothing twice, nothing redone."""
+
+import json
+import random
+import sqlite3
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from tests.service import Service
+
+NUM_LINES = 300
+NUM_KILLS = 10
+
+# Runs in every Python process of the service: each worker notes the lines that its engine is given.
+COUNT_ENGINE_RUNS = """
+import os, sys
+if "worker" in sys.argv:
+    import engine.engine as module
+    original = module.Engine.add
+    def add(self, requests):
+        note = os.open(os.environ["ENGINE_RUNS"], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+        os.write(note, b"".join(b"%d\\n" % request.request_id for request in requests))
+        os.close(note)
+        return original(self, requests)
+    module.Engine.add = add
+"""
+
+
+def _write_input(path: Path) -> set[str]:
+    """Mostly good lines, and some whose body is refused."""
+    lines = []
+    for number in range(NUM_LINES):
+        question = f"What is {number} plus {number % 7}? Answer with the number alone."
+        body = {
+            "model": "HuggingFaceTB/SmolLM2-135M-Instruct",
+            "messages": [{"role": "user", "content": question}],
+            "max_tokens": 16,
+            "temperature": 9 if number % 50 == 3 else 1,
+            "ignore_eos": True,
+        }
+        line = {"custom_id": f"line-{number}", "method": "POST", "url": "/v1/chat/completions", "body": body}
+        lines.append(json.dumps(line) + "\n")
+    path.write_text("".join(lines))
+    return {f"line-{number}" for number in range(NUM_LINES)}
+
+
+def _committed(database: Path) -> set[int]:
+    connection = sqlite3.connect(f"file:{database}?mode=ro", uri=True, timeout=30)
+    try:
+        return {row[0] for row in connection.execute("SELECT request_line_id FROM line_results")}
+    finally:
+        connection.close()
+
+
+def _engine_runs(notes: Path) -> list[int]:
+    return [int(line) for line in notes.read_text().split()] if notes.exists() else []
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("target", ["worker", "serve"])
+def test_a_batch_survives_kills(tmp_path, smollm2_dir, target):
+    rng = random.Random(target)
+    hook = tmp_path / "hook"
+    hook.mkdir()
+    (hook / "sitecustomize.py").write_text(COUNT_ENGINE_RUNS)
+    notes = tmp_path / "engine_runs"
+    service = Service(
+        tmp_path / "data",
+        {
+            "PYTHONPATH": f"{hook}:{Path(__file__).parents[1]}",
+            "ENGINE_RUNS": str(notes),
+            "BATCHLLM_KV_MEMORY": "64MiB",  # few lines at a time, so that results trickle in
+        },
+    )
+    custom_ids = _write_input(tmp_path / "in.jsonl")
+    service.start()
+    file = service.client.files.create(file=tmp_path / "in.jsonl", purpose="batch")
+    batch = service.client.batches.create(
+        input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h"
+    )
+    num_kills = 0
+    while num_kills < NUM_KILLS:
+        time.sleep(rng.uniform(0, 12))
+        noted = len(_engine_runs(notes))
+        if target == "serve":
+            service.kill()
+        elif not service.kill_worker():
+            continue
+        num_kills += 1
+        committed = _committed(service.data_dir / "batchllm.db")
+        if target == "serve":
+            service.start()
+        while batch.status not in {"completed", "failed"} and len(_engine_runs(notes)) == noted:
+            time.sleep(0.1)
+            batch = service.client.batches.retrieve(batch.id)
+        assert not set(_engine_runs(notes)[noted:]) & committed, "a committed line ran again"
+    _wait(service, batch.id)
+    _check_files(service, batch.id, custom_ids)
+    redone = Counter(_engine_runs(notes))
+    print(f"{target}: {num_kills} kills, {sum(redone.values())} engine runs of {len(redone)} lines")
+    assert service.stop() == 0
+
+
+def _wait(service: Service, batch_id: str) -> None:
+    while service.client.batches.retrieve(batch_id).status != "completed":
+        time.sleep(0.5)
+
+
+def _check_files(service: Service, batch_id: str, custom_ids: set[str]) -> None:
+    batch = service.client.batches.retrieve(batch_id)
+    assert batch.output_file_id
+    assert batch.error_file_id
+    assert batch.request_counts
+    outputs = service.client.files.content(batch.output_file_id).text.splitlines()
+    errors = service.client.files.content(batch.error_file_id).text.splitlines()
+    answered = [json.loads(line)["custom_id"] for line in outputs + errors]
+    assert Counter(answered) == Counter(custom_ids)
+    counts = batch.request_counts
+    assert (counts.total, counts.completed, counts.failed) == (NUM_LINES, len(outputs), len(errors))
+    assert len(errors) == NUM_LINES // 50
