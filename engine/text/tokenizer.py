@@ -1,0 +1,97 @@
+"""The model's own tokenizer: text and conversations to token ids, and back."""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from transformers import AutoTokenizer
+
+from engine.errors import ChatTemplateError, ModelNotUsable
+from engine.request import TokenIds
+
+
+class Tokenizer:
+    """The tokenizer of a model directory. For use by one thread at a time.
+
+    eos_token_ids: tokens that end a sequence: the generation config's and the tokenizer's own.
+    special_token_ids: tokens that decode to nothing.
+    vocab_size: number of tokens, added ones included.
+    """
+
+    def __init__(self, model_dir: Path) -> None:
+        """Raises ModelNotUsable if the directory's tokenizer cannot be read."""
+        try:
+            self._tokenizer = AutoTokenizer.from_pretrained(
+                model_dir, local_files_only=True, trust_remote_code=False
+            )
+        except Exception as error:  # the tokenizers library raises plain Exception for a broken file
+            first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise ModelNotUsable(
+                f"The tokenizer in {model_dir} cannot be read ({first_line}): fetch the model again."
+            ) from error
+        self.vocab_size = len(self._tokenizer)
+        self.special_token_ids = frozenset(self._tokenizer.all_special_ids)
+        self.eos_token_ids = _generation_eos(model_dir) | _as_ids(self._tokenizer.eos_token_id)
+        control_tokens = sorted(self._tokenizer.get_added_vocab(), key=len, reverse=True)
+        self._control_token = re.compile("|".join(map(re.escape, control_tokens)) or "(?!)")
+
+    def encode(self, text: str) -> TokenIds:
+        """Token ids of a plain prompt, with the special tokens this tokenizer adds (a bos, usually)."""
+        return np.asarray(self._tokenizer(text)["input_ids"], np.int32)
+
+    def render_chat(self, messages: Sequence[Mapping[str, Any]]) -> TokenIds:
+        """Token ids of a conversation by the model's chat template, up to where its answer begins.
+
+        Text in a message that spells a control token stays text. Raises ChatTemplateError if the
+        model has no template, or the template does not take this conversation.
+        """
+        if not self._tokenizer.chat_template:
+            raise ChatTemplateError("This model has no chat template; use /v1/completions.")
+        # Marking control tokens costs a third on top, so only conversations that contain one pay it.
+        sanitize = self._has_control_token(messages)
+        try:
+            token_ids = self._tokenizer.apply_chat_template(
+                list(messages),
+                add_generation_prompt=True,
+                return_dict=False,
+                sanitize_control_tokens=sanitize,
+            )
+        except Exception as error:  # a template is the model's own program and raises what it likes
+            raise ChatTemplateError(
+                f"The model's chat template rejects this conversation: {error}"
+            ) from error
+        return np.asarray(token_ids, np.int32)
+
+    def decode(self, token_ids: Sequence[int] | NDArray[np.int32]) -> str:
+        """The text of these tokens, special tokens left out; bytes that are no UTF-8 become U+FFFD."""
+        text: str = self._tokenizer.decode(
+            np.asarray(token_ids).tolist(), skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+        return text
+
+    def _has_control_token(self, value: Any) -> bool:
+        if isinstance(value, str):
+            return self._control_token.search(value) is not None
+        if isinstance(value, Mapping):
+            return any(map(self._has_control_token, value.values()))
+        return isinstance(value, Sequence) and any(map(self._has_control_token, value))
+
+
+def _generation_eos(model_dir: Path) -> frozenset[int]:
+    file = model_dir / "generation_config.json"
+    if not file.is_file():
+        return frozenset()
+    try:
+        return _as_ids(json.loads(file.read_bytes()).get("eos_token_id"))
+    except (ValueError, AttributeError) as error:
+        raise ModelNotUsable(f"{file} is not a JSON object: fetch the model again.") from error
+
+
+def _as_ids(value: int | list[int] | None) -> frozenset[int]:
+    if value is None:
+        return frozenset()
+    return frozenset([value] if isinstance(value, int) else value)
