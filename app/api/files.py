@@ -84,7 +84,8 @@ def delete_file(service: ServiceDep, file_id: str) -> FileDeleted:
     return FileDeleted(id=file_id)
 
 
-@router.api_route("/{file_id}/content", methods=["GET", "HEAD"], response_class=Response)
+@router.get("/{file_id}/content", response_class=Response)
+@router.head("/{file_id}/content", include_in_schema=False)
 def file_content(request: Request, service: ServiceDep, file_id: str) -> Response:
     """The stored bytes, unchanged. Serves single ranges."""
     with service.database.read() as session:

@@ -10,12 +10,14 @@ from app.db.schema import schema_is_current
 router = APIRouter()
 
 
-@router.api_route("/healthz", methods=["GET", "HEAD"])
+@router.get("/healthz")
+@router.head("/healthz", include_in_schema=False)
 async def healthz() -> dict[str, str]:
     return {"status": "ok"}
 
 
-@router.api_route("/readyz", methods=["GET", "HEAD"])
+@router.get("/readyz")
+@router.head("/readyz", include_in_schema=False)
 def readyz(service: ServiceDep) -> dict[str, str]:
     """503 with the reason until the database can be reached and has the schema of this version."""
     try:
