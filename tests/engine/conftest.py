@@ -3,9 +3,13 @@
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from engine.execution.resolve import DEFAULT_MODEL, resolve_model
 from tests.models import save_tiny_model
+
+settings.register_profile("no deadline", deadline=None)  # machines are busy; time is not what is tested
+settings.load_profile("no deadline")
 
 
 @pytest.fixture(scope="session")
