@@ -1,0 +1,198 @@
+"""The resident table: every segment that has pages, as columns, so that a step is a few array operations."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine.memory.pages import PageIds
+from engine.request import TokenIds
+from engine.scheduling.segment import NO_PAGES, Segment
+from engine.scheduling.sequence import Sequence
+
+Slots = NDArray[np.int64]
+
+_COLUMNS = {
+    "is_resident": np.bool_,
+    "is_leaf": np.bool_,
+    "is_idle": np.bool_,
+    "decoding": np.bool_,
+    "rank": np.int64,
+    "rank_stop": np.int64,
+    "position": np.int32,
+    "num_tokens": np.int32,
+    "num_computed": np.int32,
+    "num_pages": np.int32,
+    "num_prompt": np.int32,
+    "last_token": np.int32,
+    "max_tokens": np.int32,
+    "ignore_eos": np.bool_,
+    "request_id": np.int64,
+    "temperature": np.float32,
+    "top_p": np.float32,
+    "seed": np.uint64,
+}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Layout:
+    """The residents in preorder; it lasts until a segment enters, leaves, or its pages change.
+
+    slots: int64 [R]
+    subtree_stop: int64 [R], one past the last resident of the subtree, as an index into `slots`.
+    page_start: int32 [R + 1], page_ids: int32 [P]: resident i owns page_ids[page_start[i]:page_start[i + 1]].
+    """
+
+    slots: Slots
+    subtree_stop: NDArray[np.int64]
+    page_start: NDArray[np.int32]
+    page_ids: PageIds
+
+
+class Residents:
+    """Columns indexed by slot; a slot stays with its segment from `enter` to `leave`.
+
+    num_tokens: tokens known of the segment: prompt, and for a leaf its output too.
+    num_computed: tokens whose KV exists (or will, when the step that is being built has run).
+    num_prompt: prompt tokens of the segment.
+    is_idle: a shared segment that nobody holds.
+    decoding: a leaf of which only the last known token is left to compute: one row a step.
+    last_token: last known token of a decoding leaf.
+    The other columns are those of Segment and of the request.
+    """
+
+    is_resident: NDArray[np.bool_]
+    is_leaf: NDArray[np.bool_]
+    is_idle: NDArray[np.bool_]
+    decoding: NDArray[np.bool_]
+    rank: NDArray[np.int64]
+    rank_stop: NDArray[np.int64]
+    position: NDArray[np.int32]
+    num_tokens: NDArray[np.int32]
+    num_computed: NDArray[np.int32]
+    num_pages: NDArray[np.int32]
+    num_prompt: NDArray[np.int32]
+    last_token: NDArray[np.int32]
+    max_tokens: NDArray[np.int32]
+    ignore_eos: NDArray[np.bool_]
+    request_id: NDArray[np.int64]
+    temperature: NDArray[np.float32]
+    top_p: NDArray[np.float32]
+    seed: NDArray[np.uint64]
+
+    def __init__(self) -> None:
+        self._segments: list[Segment | None] = []
+        self._free_slots: list[int] = []
+        self._layout: Layout | None = None
+        for name, dtype in _COLUMNS.items():
+            setattr(self, name, np.zeros(0, dtype=dtype))
+        self._outputs = np.zeros((0, 64), dtype=np.int32)  # int32 [slots, tokens generated]
+        self._add_slots(64)
+
+    def enter(self, segment: Segment, page_ids: PageIds) -> None:
+        """Gives the segment a slot; nothing of it is computed yet."""
+        if not self._free_slots:
+            self._add_slots(len(self._segments))
+        slot = self._free_slots.pop()
+        segment.slot = slot
+        self._segments[slot] = segment
+        self.is_resident[slot] = True
+        self.rank[slot] = segment.rank
+        self.rank_stop[slot] = segment.rank_stop
+        self.position[slot] = segment.position
+        self.num_prompt[slot] = self.num_tokens[slot] = len(segment.token_ids)
+        self.num_computed[slot] = 0
+        self.set_pages(segment, page_ids)
+        if isinstance(segment, Sequence):
+            self._enter_leaf(slot, segment)
+
+    def leave(self, segment: Segment) -> PageIds:
+        """Takes the slot back; the segment keeps its output. Returns the pages it had."""
+        slot = self.slot_of(segment)
+        segment.num_ever_computed = max(segment.num_ever_computed, int(self.num_computed[slot]))
+        if isinstance(segment, Sequence):
+            segment.output_ids = self._outputs[slot, : self.num_tokens[slot] - self.num_prompt[slot]].copy()
+        pages = segment.page_ids
+        segment.page_ids = NO_PAGES
+        segment.slot = None
+        self._segments[slot] = None
+        for flags in (self.is_resident, self.is_leaf, self.is_idle, self.decoding):
+            flags[slot] = False
+        self._free_slots.append(slot)
+        self._layout = None
+        return pages
+
+    def set_pages(self, segment: Segment, page_ids: PageIds) -> None:
+        segment.page_ids = page_ids
+        self.num_pages[self.slot_of(segment)] = len(page_ids)
+        self._layout = None
+
+    def slot_of(self, segment: Segment) -> int:
+        assert segment.slot is not None, f"segment {segment.rank} has no pages"
+        return segment.slot
+
+    def segment_at(self, slot: int) -> Segment:
+        segment = self._segments[slot]
+        assert segment is not None, f"slot {slot} is empty"
+        return segment
+
+    def sequence_at(self, slot: int) -> Sequence:
+        segment = self._segments[slot]
+        assert isinstance(segment, Sequence), f"slot {slot} holds {segment}"
+        return segment
+
+    def is_complete(self, segment: Segment) -> bool:
+        """Whether all its known tokens are computed."""
+        slot = segment.slot
+        return slot is not None and bool(self.num_computed[slot] == self.num_tokens[slot])
+
+    def append_tokens(self, slots: Slots, token_ids: TokenIds) -> None:
+        """One more generated token for each of `slots`; from here on they decode."""
+        generated = self.num_tokens[slots] - self.num_prompt[slots]
+        longest = int(generated.max(initial=0))
+        if longest >= self._outputs.shape[1]:
+            self._outputs = np.pad(self._outputs, ((0, 0), (0, longest)))
+        self._outputs[slots, generated] = token_ids
+        self.last_token[slots] = token_ids
+        self.num_tokens[slots] += 1
+        self.decoding[slots] = True
+
+    def layout(self) -> Layout:
+        if self._layout is None:
+            self._layout = self._lay_out()
+        return self._layout
+
+    def _lay_out(self) -> Layout:
+        slots = np.flatnonzero(self.is_resident)
+        slots = slots[np.argsort(self.rank[slots])]
+        page_start = np.zeros(len(slots) + 1, dtype=np.int32)
+        np.cumsum(self.num_pages[slots], out=page_start[1:])
+        pages = [self.segment_at(slot).page_ids for slot in slots.tolist()]
+        return Layout(
+            slots=slots,
+            subtree_stop=np.searchsorted(self.rank[slots], self.rank_stop[slots]),
+            page_start=page_start,
+            page_ids=np.concatenate(pages) if pages else NO_PAGES,
+        )
+
+    def _enter_leaf(self, slot: int, sequence: Sequence) -> None:
+        sampling = sequence.request.sampling
+        num_generated = len(sequence.output_ids)
+        self.is_leaf[slot] = True
+        self.num_tokens[slot] += num_generated
+        self.max_tokens[slot] = sampling.max_tokens
+        self.ignore_eos[slot] = sampling.ignore_eos
+        self.request_id[slot] = sequence.request.request_id
+        self.temperature[slot] = sampling.temperature
+        self.top_p[slot] = sampling.top_p
+        self.seed[slot] = sampling.seed
+        # The row is as wide as when this output was last in the table, or wider.
+        self._outputs[slot, :num_generated] = sequence.output_ids
+
+    def _add_slots(self, num_slots: int) -> None:
+        old = len(self._segments)
+        for name in _COLUMNS:
+            setattr(self, name, np.pad(getattr(self, name), (0, num_slots)))
+        self._outputs = np.pad(self._outputs, ((0, num_slots), (0, 0)))
+        self._segments += [None] * num_slots
+        self._free_slots += range(old + num_slots - 1, old - 1, -1)

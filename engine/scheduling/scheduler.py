@@ -1,0 +1,311 @@
+"""Decides what each step computes: no prefill, no decode, but computed catches up with known tokens."""
+
+import heapq
+from collections.abc import Collection
+
+import numpy as np
+
+from engine.memory.pages import PagePool
+from engine.planning.forest import Ints
+from engine.planning.lengths import LengthEstimator
+from engine.planning.plan import Plan
+from engine.request import FinishReason, TokenIds
+from engine.scheduling.batch import StepBatch
+from engine.scheduling.batch_builder import Span, build_batch
+from engine.scheduling.invariants import check_forest
+from engine.scheduling.occupancy import Occupancy
+from engine.scheduling.residents import Residents, Slots
+from engine.scheduling.segment import Segment
+from engine.scheduling.sequence import Sequence
+
+
+class Scheduler:
+    """Runs plans under a budget of KV pages (hard) and of rows a step (soft, never exceeded).
+
+    A step is filled in this order: one row of every decoding sequence; prompt rows of running sequences;
+    then sequences are admitted in plan order, each with what is missing of the prefixes above it, top down.
+    A sequence may run in the step that completes the prefixes it needs.
+
+    Pages are set aside for the output a sequence is expected to write. When they run out, in this order:
+    pages set aside and unwritten are taken back; an idle prefix is evicted; the latest sequence is preempted
+    (it keeps its output and is computed again later). Only an earlier sequence takes from a later one, and
+    each fits alone, so the first unfinished one can always run.
+
+    Counters: num_computed_prompt_tokens (computed for the first time), num_recomputed_tokens (computed again
+    after preemption or eviction, outputs included), num_preemptions, num_steps, peak_pages.
+    """
+
+    def __init__(
+        self,
+        pool: PagePool,
+        *,
+        max_batch_tokens: int,
+        eos_token_ids: frozenset[int],
+        lengths: LengthEstimator,
+    ) -> None:
+        self.num_computed_prompt_tokens = 0
+        self.num_recomputed_tokens = 0
+        self.num_preemptions = 0
+        self.num_steps = 0
+        self._pool = pool
+        self._max_batch_tokens = max_batch_tokens
+        self._eos_token_ids = np.array(sorted(eos_token_ids), dtype=np.int32)
+        self._lengths = lengths
+        self._residents = Residents()
+        self._occupancy = Occupancy(pool, self._residents)
+        self._next_rank = 0
+        self._unfinished: dict[int, Sequence] = {}
+        # (rank, sequence), a heap; sequences dropped while they wait are skipped when they come up.
+        self._waiting: list[tuple[int, Sequence]] = []
+        # Running sequences that do not decode yet: few, since a step admits only while it has rows left.
+        self._filling: list[Sequence] = []
+        self._num_running = 0
+        # Slots of the rows sampled by the step in flight.
+        self._sampled: Slots | None = None
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self._unfinished)
+
+    @property
+    def peak_pages(self) -> int:
+        """Most pages in use at a time, those set aside for outputs included."""
+        return self._pool.peak_used
+
+    def add(self, plan: Plan) -> None:
+        """Takes in a plan's requests, ranked after all that came before."""
+        segments: list[Segment] = []
+        for planned in plan.segments:
+            parent = None if planned.parent is None else segments[planned.parent]
+            rank = self._next_rank + len(segments)
+            if planned.request is None:
+                segments.append(Segment(rank, parent, planned.token_ids))
+            else:
+                sequence = Sequence(rank, parent, planned.token_ids, planned.request)
+                request_id = planned.request.request_id
+                assert request_id not in self._unfinished, f"request {request_id} was added twice"
+                self._unfinished[request_id] = sequence
+                heapq.heappush(self._waiting, (rank, sequence))
+                segments.append(sequence)
+            if parent is not None:
+                parent.num_members += 1
+        for segment in reversed(segments):
+            if segment.parent is not None:
+                segment.parent.rank_stop = max(segment.parent.rank_stop, segment.rank_stop)
+        self._next_rank += len(segments)
+
+    def drop(self, request_ids: Collection[int]) -> None:
+        """Forgets requests, wherever they stand; ids that are not held (any more) are ignored."""
+        assert self._sampled is None, "drop between commit and the next step only"
+        for request_id in request_ids:
+            sequence = self._unfinished.get(request_id)
+            if sequence is not None:
+                self._end(sequence)
+
+    def next_batch(self) -> StepBatch:
+        """The next step; `commit` must follow. Only while there is work."""
+        assert self.has_work, "no work"
+        assert self._sampled is None, "the last batch was not committed"
+        self._give_room_to_decode()
+        num_decoding = self._advance_decoding()
+        spans = self._fill(self._max_batch_tokens - num_decoding)
+        batch, self._sampled = build_batch(self._residents, spans, self._pool.page_size)
+        assert 0 < batch.num_tokens <= self._max_batch_tokens, f"{batch.num_tokens} rows in a step"
+        self.num_steps += 1
+        return batch
+
+    def commit(self, batch: StepBatch, token_ids: TokenIds, stopped: Collection[int] = ()) -> list[Sequence]:
+        """Takes the sampled tokens in.
+
+        token_ids: int32 [S], one per sampled row of `batch`.
+        stopped: requests of the batch that a stop string ends with this token.
+        Returns: the sequences that are finished.
+        """
+        slots, self._sampled = self._sampled, None
+        assert slots is not None, "no batch to commit"
+        assert len(slots) == len(token_ids) == len(batch.request_ids)
+        table = self._residents
+        table.append_tokens(slots, token_ids)
+        if self._filling:
+            self._filling = [sequence for sequence in self._filling if not table.decoding[sequence.slot]]
+        num_generated = table.num_tokens[slots] - table.num_prompt[slots]
+        ignores_eos = table.ignore_eos[slots]
+        ended = np.isin(token_ids, self._eos_token_ids) & ~ignores_eos
+        if stopped:
+            ended |= np.isin(batch.request_ids, list(stopped))
+        self._lengths.observe(num_generated[~ignores_eos], ended[~ignores_eos])
+        finished = []
+        for index in np.flatnonzero(ended | (num_generated >= table.max_tokens[slots])).tolist():
+            sequence = table.sequence_at(int(slots[index]))
+            sequence.finish_reason = FinishReason.STOP if ended[index] else FinishReason.LENGTH
+            self._end(sequence)
+            finished.append(sequence)
+        return finished
+
+    def check_invariants(self) -> None:
+        """Asserts that pages, holds and members agree with who runs and who is unfinished."""
+        self._pool.check_invariants()
+        check_forest(self._unfinished.values(), self._occupancy)
+        assert self._num_running == int(self._residents.is_leaf.sum()) <= self._max_batch_tokens
+        waiting = {id(sequence) for _, sequence in self._waiting}
+        filling = {id(sequence) for sequence in self._filling}
+        for sequence in self._unfinished.values():
+            is_running = sequence.slot is not None
+            assert (id(sequence) in waiting) == (not is_running)
+            assert (id(sequence) in filling) == (is_running and not self._residents.decoding[sequence.slot])
+
+    def _end(self, sequence: Sequence) -> None:
+        del self._unfinished[sequence.request.request_id]
+        if sequence.slot is not None:
+            self._stop_running(sequence)
+        self._occupancy.forget(sequence)
+
+    def _stop_running(self, sequence: Sequence) -> None:
+        self._occupancy.release(sequence)
+        self._num_running -= 1
+        if sequence in self._filling:
+            self._filling.remove(sequence)
+
+    # Decoding sequences
+
+    def _give_room_to_decode(self) -> None:
+        """A page for every decoding leaf whose next token has none, earliest first."""
+        table, pool = self._residents, self._pool
+        is_short = table.decoding & (table.num_tokens > table.num_pages * pool.page_size)
+        if not is_short.any():
+            return
+        slots = np.flatnonzero(is_short)
+        slots = slots[np.argsort(table.rank[slots])]
+        wanted = self._pages_to_expect(slots) - table.num_pages[slots]
+        sequences = [table.sequence_at(slot) for slot in slots.tolist()]
+        for index, sequence in enumerate(sequences):
+            if sequence.slot is None:
+                continue  # an earlier one took its pages
+            num_behind = len(sequences) - index
+            if pool.num_free or self._make_room(sequence, num_behind):
+                spare = max(pool.num_free - num_behind, 0)
+                self._occupancy.extend(sequence, 1 + min(int(wanted[index]) - 1, spare))
+
+    def _make_room(self, sequence: Sequence, num_pages: int) -> bool:
+        """Frees a page for `sequence`, and up to `num_pages` where that costs nothing.
+
+        Returns whether it did: the latest of all running sequences gives itself up instead.
+        """
+        self._occupancy.reclaim_unwritten(num_pages)
+        while not self._pool.num_free and not self._occupancy.evict_idle():
+            self._preempt(self._latest_running())
+        return sequence.slot is not None
+
+    def _latest_running(self) -> Sequence:
+        slots = np.flatnonzero(self._residents.is_leaf)
+        return self._residents.sequence_at(int(slots[np.argmax(self._residents.rank[slots])]))
+
+    def _preempt(self, sequence: Sequence) -> None:
+        self._stop_running(sequence)
+        heapq.heappush(self._waiting, (sequence.rank, sequence))
+        self.num_preemptions += 1
+
+    def _advance_decoding(self) -> int:
+        """Counts this step's decode rows as computed. Returns how many there are."""
+        slots = np.flatnonzero(self._residents.decoding)
+        self._residents.num_computed[slots] += 1
+        return len(slots)
+
+    # Prompts
+
+    def _fill(self, num_rows: int) -> list[Span]:
+        """Up to `num_rows` prompt rows: of running sequences first, then of sequences admitted for them."""
+        spans: list[Span] = []
+        # Own rows before prefix rows: they end in a sample soonest.
+        self._filling.sort(key=lambda sequence: (not self._has_prefix(sequence), sequence.rank))
+        for sequence in self._filling:
+            num_rows -= self._advance(sequence, num_rows, spans)
+        outlook: int | None = None
+        while num_rows and (first := self._next_waiting()) is not None:
+            if outlook is None:
+                outlook = self._pages_still_to_come()
+            if not self._admit(first, outlook):
+                break
+            num_rows -= self._advance(first, num_rows, spans)
+        return spans
+
+    def _advance(self, sequence: Sequence, num_rows: int, spans: list[Span]) -> int:
+        """Up to `num_rows` rows towards the sequence's next token, top down. Returns how many it used."""
+        num_used = 0
+        for segment in (*self._incomplete_above(sequence), sequence):
+            slot = self._residents.slot_of(segment)
+            start = int(self._residents.num_computed[slot])
+            stop = min(int(self._residents.num_tokens[slot]), start + num_rows - num_used)
+            if stop == start:
+                break
+            spans.append(Span(slot, segment.known_tokens[start:stop]))
+            self._residents.num_computed[slot] = stop
+            self._count(segment, start, stop)
+            num_used += stop - start
+        return num_used
+
+    def _count(self, segment: Segment, start: int, stop: int) -> None:
+        first_new = max(start, segment.num_ever_computed)
+        self.num_recomputed_tokens += min(stop, first_new) - start
+        self.num_computed_prompt_tokens += max(min(stop, len(segment.token_ids)) - first_new, 0)
+
+    def _admit(self, sequence: Sequence, outlook: int) -> bool:
+        """Lets the first waiting sequence run if its expected pages are there beside `outlook` others."""
+        sampling = sequence.request.sampling
+        num_output = self._lengths.expected(
+            len(sequence.output_ids), sampling.max_tokens, sampling.ignore_eos
+        )
+        # The last token generated is never fed back.
+        own_pages = self._pool.num_pages_for(len(sequence.token_ids) + int(num_output) - 1)
+        needed = own_pages + self._occupancy.pages_missing_above(sequence)
+        if needed + outlook > self._occupancy.pages_within_reach(sequence):
+            return False
+        heapq.heappop(self._waiting)
+        self._occupancy.settle(sequence, own_pages)
+        self._num_running += 1
+        self._filling.append(sequence)
+        if not sequence.has_run:
+            sequence.has_run = True
+            sequence.num_cached_tokens = self._num_computed_above(sequence)
+        return True
+
+    def _next_waiting(self) -> Sequence | None:
+        """The first sequence in plan order that does not run, unless each row of a step is taken already."""
+        while self._waiting:
+            sequence = self._waiting[0][1]
+            if self._unfinished.get(sequence.request.request_id) is sequence:
+                return sequence if self._num_running < self._max_batch_tokens else None
+            heapq.heappop(self._waiting)
+        return None
+
+    def _has_prefix(self, sequence: Sequence) -> bool:
+        return sequence.parent is None or self._residents.is_complete(sequence.parent)
+
+    def _incomplete_above(self, sequence: Sequence) -> list[Segment]:
+        """Segments above `sequence` with tokens left to compute, top down; above a complete one all are."""
+        incomplete = []
+        segment = sequence.parent
+        while segment is not None and not self._residents.is_complete(segment):
+            incomplete.append(segment)
+            segment = segment.parent
+        return incomplete[::-1]
+
+    def _num_computed_above(self, sequence: Sequence) -> int:
+        incomplete = self._incomplete_above(sequence)
+        top = incomplete[0] if incomplete else sequence
+        return top.position + sum(
+            int(self._residents.num_computed[self._residents.slot_of(segment)]) for segment in incomplete
+        )
+
+    def _pages_to_expect(self, slots: Slots) -> Ints:
+        """Pages that the leaves in `slots` are expected to fill in the end, int64."""
+        table = self._residents
+        num_generated = table.num_tokens[slots] - table.num_prompt[slots]
+        num_output = self._lengths.expected(num_generated, table.max_tokens[slots], table.ignore_eos[slots])
+        return -(-(table.num_prompt[slots] + num_output - 1) // self._pool.page_size)
+
+    def _pages_still_to_come(self) -> int:
+        """Pages that running sequences are expected to need beyond those they have."""
+        slots = np.flatnonzero(self._residents.is_leaf)
+        missing = self._pages_to_expect(slots) - self._residents.num_pages[slots]
+        return int(np.maximum(missing, 0).sum())
