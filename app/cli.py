@@ -106,14 +106,12 @@ def keeper(
 ) -> None:
     """Run alone what migrates, validates, finalises and cleans up."""
     with _start("keeper", context, supervised) as settings:
-        from app.db.schema import migrate
         from app.db.session import Database
         from app.keeper import Keeper
         from app.storage import Storage
 
         storage = Storage(settings.data_dir)
         database = Database(settings.resolved_database_url)
-        migrate(database)
         Keeper(database, storage, settings).run(stop_on_signals())
         database.dispose()
 

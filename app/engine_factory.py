@@ -10,13 +10,16 @@ if TYPE_CHECKING:
 
 def engine_from_settings(settings: Settings) -> "Engine":
     """The engine for the configured model. Raises ModelNotUsable or ModelRefused."""
-    from engine.build import build_engine
     from engine.config import EngineConfig
     from engine.execution.resolve import resolve_model
 
+    model_path = resolve_model(settings.model, settings.cache_dir)
+
+    from engine.build import build_engine  # after: a model that is not there is told before torch is loaded
+
     return build_engine(
         EngineConfig(
-            model_path=str(resolve_model(settings.model, settings.cache_dir)),
+            model_path=str(model_path),
             device=settings.device,
             dtype=settings.dtype,
             kv_memory_bytes=settings.kv_memory,

@@ -109,7 +109,7 @@ def run_job(
         try:
             run.finish()
         except BaseException:
-            if run.num_done == 0:
+            if not run.may_hold_results:
                 shutil.rmtree(job.work_dir)  # nothing in it is worth another try
             raise
         finally:
@@ -185,11 +185,16 @@ class _OfflineRun:
         self._database = Database(settings.resolved_database_url)
         self._storage = Storage(settings.data_dir)
         self._keeper = Keeper(self._database, self._storage, settings)
-        self._batch: Batch | None = None
+        self._batch: Batch | None = None  # as last read
+        self._is_computing = False  # results may be there that `_batch` does not show
 
     @property
-    def num_done(self) -> int:
-        """Lines with a result."""
+    def may_hold_results(self) -> bool:
+        """Whether a later try has something to go on from, as far as is known."""
+        return self._is_computing or self._num_done > 0
+
+    @property
+    def _num_done(self) -> int:
         return 0 if self._batch is None else self._batch.completed + self._batch.failed
 
     def close(self) -> None:
@@ -272,23 +277,27 @@ class _OfflineRun:
         started = time.monotonic()
         engine = self._engine_factory()
         self._build_seconds = time.monotonic() - started
-        num_before = self.num_done
+        num_before = self._num_done
 
         def show(progress: Progress) -> None:
             num_done = num_before + progress.num_completed + progress.num_failed
             self._on_progress(num_done, batch.total)
 
         worker = Worker(self._database, self._storage, self._settings, lambda: engine)
-        worker.run(self._stop, show, until_idle=True)
+        self._is_computing = True
+        try:
+            worker.run(self._stop, show, until_idle=True)
+        finally:
+            batch = self._reload()
+            self._is_computing = False
         self._stats = engine.stats
-        batch = self._reload()
         if batch.status == BatchStatus.IN_PROGRESS:
             self._interrupt()
         return batch
 
     def _interrupt(self) -> NoReturn:
         assert self._batch is not None
-        raise Interrupted(self.num_done, self._batch.total)
+        raise Interrupted(self._num_done, self._batch.total)
 
     def _put_in_place(self, file_id: str | None, target: Path) -> None:
         """The file's bytes under its final name, whole or not at all; no file at all gives an empty one."""

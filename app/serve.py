@@ -15,7 +15,7 @@ EXIT_CANNOT_START = 3
 
 FIRST_BACKOFF_SECONDS = 0.5
 LONGEST_BACKOFF_SECONDS = 30.0
-STEADY_SECONDS = 60.0  # a process that lived for so long starts over with the first back-off
+STEADY_SECONDS = 10.0  # a process that lived for so long starts over with the first back-off
 POLL_SECONDS = 0.1
 STOP_GRACE_SECONDS = 20.0  # before what does not stop is killed
 
