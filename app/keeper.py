@@ -1,0 +1,114 @@
+"""The keeper moves batches on where no model is needed: it validates new ones and closes those that end.
+
+Every duty can be done again after a kill at any point: what it wrote before its last transaction is deleted
+and written anew (lines), or is a blob that no row names, which `sweep` removes.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+
+from sqlalchemy.exc import SQLAlchemyError
+
+from app.closing import close_batch
+from app.db.batches import batches_to_close, batches_to_validate
+from app.db.files import named_keys
+from app.db.locks import try_lock
+from app.db.models import Batch
+from app.db.schema import migrate
+from app.db.session import Database
+from app.settings import Settings
+from app.storage import Storage
+from app.validation import validate_batch
+
+_log = logging.getLogger(__name__)
+
+_IDLE_SECONDS = 0.5
+_MAX_BACK_OFF_SECONDS = 30.0
+_SWEEP_INTERVAL_SECONDS = 3_600.0
+# An upload that has stood still for so long is over; a finished blob gets its row within moments.
+_ORPHAN_AGE_SECONDS = 3_600.0
+_KEYS_PER_QUERY = 500
+
+
+class Keeper:
+    """Works on one database and its storage. Several may run: only one at a time does something."""
+
+    def __init__(self, database: Database, storage: Storage, settings: Settings) -> None:
+        self._database = database
+        self._storage = storage
+        self._settings = settings
+        self._stop = threading.Event()
+
+    def run(self, stop_event: threading.Event) -> None:
+        """Migrate, then tick until `stop_event` is set, through outages of the database. StartupError."""
+        migrate(self._database)
+        self._stop = stop_event
+        num_failures = 0
+        next_sweep = time.monotonic()
+        while not stop_event.is_set():
+            try:
+                if time.monotonic() >= next_sweep:
+                    self.sweep()
+                    next_sweep = time.monotonic() + _SWEEP_INTERVAL_SECONDS
+                delay = 0.0 if self.tick() else _IDLE_SECONDS
+                num_failures = 0
+            except (SQLAlchemyError, OSError):
+                delay = min(_IDLE_SECONDS * 2**num_failures, _MAX_BACK_OFF_SECONDS)
+                num_failures += 1
+                _log.exception("The keeper could not go on; it tries again in %.1f s", delay)
+            stop_event.wait(delay)
+
+    def tick(self) -> bool:
+        """Close every batch that is due and validate one; returns whether there was anything to do.
+
+        Trouble with one batch (SQLAlchemyError, OSError) keeps no other waiting: it is raised at the end.
+        """
+        with try_lock(self._database, "keeper") as held:
+            if not held:
+                return False
+            with self._database.read() as session:
+                to_close, to_validate = batches_to_close(session), batches_to_validate(session)
+            troubles: list[Exception] = []
+            for batch in to_close:
+                _attempt(self._close, batch, troubles)
+            # One at a time, so that batches which end meanwhile do not wait for all of them.
+            for batch in to_validate:
+                if _attempt(self._validate, batch, troubles):
+                    break
+        if troubles:
+            raise troubles[0]
+        return bool(to_close or to_validate)
+
+    def sweep(self) -> None:
+        """Remove what a killed process left in the storage: old unfinished writes, blobs without a row."""
+        blobs = list(self._storage.list_blobs())
+        keys = [blob.name for blob in blobs if blob.is_finished]
+        named: set[str] = set()
+        with self._database.read() as session:
+            for start in range(0, len(keys), _KEYS_PER_QUERY):
+                named |= named_keys(session, keys[start : start + _KEYS_PER_QUERY])
+        for blob in blobs:
+            is_orphan = blob.age_seconds > _ORPHAN_AGE_SECONDS and blob.name not in named
+            # No known name at all: this is likely another database's storage. Leave what is finished.
+            if is_orphan and (named or not blob.is_finished):
+                _log.info("Removing the blob %s, which belongs to no file", blob.name)
+                self._storage.remove(blob)
+
+    def _close(self, batch: Batch) -> None:
+        close_batch(self._database, self._storage, batch, self._settings.output_retention_seconds)
+
+    def _validate(self, batch: Batch) -> None:
+        validate_batch(self._database, self._storage, batch, self._settings, self._stop)
+
+
+def _attempt(duty: Callable[[Batch], None], batch: Batch, troubles: list[Exception]) -> bool:
+    """Do `duty`; if the database or the storage fails, put the exception into `troubles`. Returns success."""
+    try:
+        duty(batch)
+    except (SQLAlchemyError, OSError) as error:
+        _log.warning("Batch %s (%s) has to wait: %s", batch.id, batch.status, error)
+        troubles.append(error)
+        return False
+    return True
