@@ -76,12 +76,18 @@ def read_lines(
 ) -> Iterator[InputLine | LineError]:
     """Check `blob` line by line, in order; blank lines are passed over.
 
-    Ends with a `LineError` without a line if there is no request at all, or more than `limits.max_requests`.
+    Ends with a `LineError` without a line if there is no request at all, or if there are more requests, or
+    more blank lines, than `limits.max_requests`.
     """
     checker = _Checker(endpoint, frozenset(served_models), limits)
-    num_requests = 0
+    num_requests = num_blank = 0
     for line, offset, content in _split(blob, limits.max_line_bytes):
         if content is not None and not content:
+            num_blank += 1
+            if num_blank > limits.max_requests:  # 200 MB of newlines would keep us busy for minutes
+                message = f"The input file has more than {limits.max_requests:,} blank lines."
+                yield LineError("invalid_request", message, None, None)
+                return
             continue
         num_requests += 1
         if num_requests > limits.max_requests:

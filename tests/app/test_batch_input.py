@@ -225,6 +225,13 @@ def test_too_many_requests() -> None:
     )
 
 
+def test_too_many_blank_lines() -> None:
+    limits = InputLimits(max_line_bytes=4_096, max_requests=2)
+    assert isinstance(_read(b"\n\r\n" + _line(_request("a")), limits=limits)[0], InputLine)
+    error = _only_error(_line(_request("a")) + b"\n \n\n", limits=limits)
+    assert error == LineError("invalid_request", "The input file has more than 2 blank lines.", None, None)
+
+
 def test_five_errors_at_once_between_blank_lines_and_with_a_byte_order_mark() -> None:
     rows = [
         b"\xef\xbb\xbf" + orjson.dumps(_request("a")),  # 1
