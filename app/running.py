@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from app.db.ids import new_id
 from app.db.leases import Claim
 from app.db.lines import NewResult, PendingLine
 from app.heartbeat import Watch
@@ -67,7 +68,7 @@ class RunningBatch:
         running = self.unanswered.pop(completion.request_id)
         body = self.endpoint.respond(
             completion,
-            response_id=f"{completion.request_id:x}",
+            response_id=new_id(""),
             created=int(time.time()),
             model=running.model,
             fingerprint=self.fingerprint,
