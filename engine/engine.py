@@ -101,17 +101,18 @@ class Engine:
         return [id_ for id_, watcher, token_id in watched if watcher is not None and watcher.push(token_id)]
 
     def _complete(self, sequence: RunningSequence) -> Completion:
-        request = sequence.request
+        request, finish_reason = sequence.request, sequence.finish_reason
+        assert finish_reason is not None, f"request {request.request_id} was returned unfinished"
         text = self.tokenizer.decode(sequence.output_ids)
         watcher = self._watchers.pop(request.request_id, None)
-        if watcher is not None and sequence.finish_reason is FinishReason.STOP:
+        if watcher is not None and finish_reason is FinishReason.STOP:
             text = watcher.cut(text)
         self._stats.output_tokens += len(sequence.output_ids)
         return Completion(
             request_id=request.request_id,
             output_ids=sequence.output_ids,
             text=text,
-            finish_reason=sequence.finish_reason,
+            finish_reason=finish_reason,
             num_prompt_tokens=len(request.prompt_ids),
             num_cached_tokens=sequence.num_cached_tokens,
         )

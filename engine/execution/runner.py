@@ -1,7 +1,5 @@
 """Executes one step: rows in, next tokens out."""
 
-from collections.abc import Callable
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -15,9 +13,7 @@ from engine.scheduling.batch import StepBatch
 class Runner:
     """A model, called once a step with all rows flattened into one sequence."""
 
-    def __init__(
-        self, model: Callable[..., torch.Tensor], attention: AttentionBackend, device: torch.device
-    ) -> None:
+    def __init__(self, model: torch.nn.Module, attention: AttentionBackend, device: torch.device) -> None:
         self._model = model
         self._attention = attention
         self._device = device
