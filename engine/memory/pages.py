@@ -8,6 +8,13 @@ from numpy.typing import NDArray
 PageIds = NDArray[np.int32]
 
 
+def is_one_run(page_ids: PageIds) -> bool:
+    """Whether the pages, at least one, follow each other."""
+    # Ends that lie right apart are nearly always a run; only then is it worth looking closer.
+    has_ends_of_run = int(page_ids[-1]) - int(page_ids[0]) == len(page_ids) - 1
+    return has_ends_of_run and bool((page_ids[1:] - page_ids[:-1] == 1).all())
+
+
 class PagePool:
     """Pages 0 .. num_pages - 1 of `page_size` KV slots; every page that is not free has one owner.
 
@@ -57,9 +64,8 @@ class PagePool:
         """Gives pages back; each must be in use."""
         if len(page_ids) == 0:
             return
-        first, last = int(page_ids[0]), int(page_ids[-1])
-        if last - first == len(page_ids) - 1 and (np.diff(page_ids) == 1).all():
-            self._release_run(first, last + 1)
+        if is_one_run(page_ids):
+            self._release_run(int(page_ids[0]), int(page_ids[-1]) + 1)
             return
         pages = np.sort(page_ids)
         breaks = np.flatnonzero(np.diff(pages) != 1) + 1

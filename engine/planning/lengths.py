@@ -1,7 +1,12 @@
 """How many tokens a request will generate: learned while the job runs, used for order and for KV pages."""
 
+import math
+
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
+
+Ints = NDArray[np.integer]
+Bools = NDArray[np.bool_]
 
 # Output length believed while nothing is known: a chat model's short answer. It weighs as much as one ended
 # sequence, so that a few hundred generated tokens outvote it.
@@ -12,6 +17,8 @@ POOLED_TOKENS = 64
 STEPS_BETWEEN_UPDATES = 16
 # Four bins an octave: a length is known to a fifth, and 128k tokens are 60 bins.
 _BIN_STARTS = np.unique(np.floor(2.0 ** (np.arange(4 * 21) / 4)).astype(np.int64))
+# Sums of survivals are off by rounding; a length just above a whole number is that number.
+_ROUNDING = 1e-9
 
 
 class LengthEstimator:
@@ -31,7 +38,7 @@ class LengthEstimator:
         self._survival = np.ones(0)
         self._survival_sum = np.zeros(0)
 
-    def observe(self, num_generated: NDArray[np.integer], ended: NDArray[np.bool_]) -> None:
+    def observe(self, num_generated: Ints, ended: Bools) -> None:
         """One step: sequences that now have `num_generated` tokens, and which of them ended by themselves."""
         if len(num_generated) == 0:
             return
@@ -42,22 +49,31 @@ class LengthEstimator:
         if self._num_steps % STEPS_BETWEEN_UPDATES == 0:
             self._table_length = 0
 
-    def expected(
-        self, num_generated: ArrayLike, max_tokens: ArrayLike, ignore_eos: ArrayLike
-    ) -> NDArray[np.int64]:
+    def expected(self, num_generated: int, max_tokens: int, ignore_eos: bool) -> int:
         """Expected final output length, rounded up: in (num_generated, max_tokens].
 
         num_generated: tokens generated so far, < max_tokens.
         """
-        generated = np.asarray(num_generated)
-        limit = np.asarray(max_tokens)
-        longest = int(limit.max(initial=0))
+        if ignore_eos:
+            return max_tokens
+        self._cover(max_tokens)
+        # E[min(L, m) | L > g] = g + sum over k in [g, m) of P(L > k | L > g)
+        sums = self._survival_sum
+        remaining = float((sums[num_generated] - sums[max_tokens]) / self._survival[num_generated])
+        return min(max(num_generated + math.ceil(remaining - _ROUNDING), num_generated + 1), max_tokens)
+
+    def expected_of_many(self, num_generated: Ints, max_tokens: Ints, ignore_eos: Bools) -> NDArray[np.int64]:
+        """`expected` of each, int64."""
+        self._cover(int(max_tokens.max(initial=0)))
+        sums = self._survival_sum
+        remaining = (sums[num_generated] - sums[max_tokens]) / self._survival[num_generated]
+        ends = num_generated + np.ceil(remaining - _ROUNDING).astype(np.int64)
+        ends = np.minimum(np.maximum(ends, num_generated + 1), max_tokens)
+        return np.where(ignore_eos, max_tokens, ends)
+
+    def _cover(self, longest: int) -> None:
         if longest >= self._table_length:
             self._rebuild(longest)
-        # E[min(L, m) | L > g] = g + sum over k in [g, m) of P(L > k | L > g)
-        remaining = (self._survival_sum[generated] - self._survival_sum[limit]) / self._survival[generated]
-        length = np.minimum(generated + np.ceil(remaining - 1e-9), limit).astype(np.int64)
-        return np.where(ignore_eos, limit, np.maximum(length, generated + 1))
 
     def _rebuild(self, longest: int) -> None:
         """P(L > k) for k = 0 .. longest, and its sums from k to the end."""

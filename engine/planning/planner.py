@@ -84,8 +84,8 @@ def _lay_out(
     stop = np.concatenate((tree.depth[nodes], tree.length))
     parent = index_of_node[enclosing]
     leaf_requests = [requests[index] for index in tree.prompt]
-    expected = LengthEstimator().expected(
-        0,
+    expected = LengthEstimator().expected_of_many(
+        np.zeros(len(leaf_requests), dtype=np.int64),
         np.array([request.sampling.max_tokens for request in leaf_requests], dtype=np.int64),
         np.array([request.sampling.ignore_eos for request in leaf_requests], dtype=np.bool_),
     )

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.memory.pages import PageIds
+from engine.memory.pages import PageIds, is_one_run
 from engine.request import TokenIds
 from engine.scheduling.segment import NO_PAGES, Segment
 from engine.scheduling.sequence import Sequence
@@ -23,6 +23,8 @@ _COLUMNS = {
     "num_tokens": np.int32,
     "num_computed": np.int32,
     "num_pages": np.int32,
+    "first_page": np.int32,
+    "in_one_run": np.bool_,
     "num_prompt": np.int32,
     "last_token": np.int32,
     "max_tokens": np.int32,
@@ -55,6 +57,7 @@ class Residents:
     num_tokens: tokens known of the segment: prompt, and for a leaf its output too.
     num_computed: tokens whose KV exists (or will, when the step that is being built has run).
     num_prompt: prompt tokens of the segment.
+    in_one_run: its pages are first_page, first_page + 1, ...
     is_idle: a shared segment that nobody holds.
     decoding: a leaf of which only the last known token is left to compute: one row a step.
     last_token: last known token of a decoding leaf.
@@ -71,6 +74,8 @@ class Residents:
     num_tokens: NDArray[np.int32]
     num_computed: NDArray[np.int32]
     num_pages: NDArray[np.int32]
+    first_page: NDArray[np.int32]
+    in_one_run: NDArray[np.bool_]
     num_prompt: NDArray[np.int32]
     last_token: NDArray[np.int32]
     max_tokens: NDArray[np.int32]
@@ -123,8 +128,11 @@ class Residents:
         return pages
 
     def set_pages(self, segment: Segment, page_ids: PageIds) -> None:
+        slot = self.slot_of(segment)
         segment.page_ids = page_ids
-        self.num_pages[self.slot_of(segment)] = len(page_ids)
+        self.num_pages[slot] = len(page_ids)
+        self.first_page[slot] = page_ids[0]
+        self.in_one_run[slot] = is_one_run(page_ids)
         self._layout = None
 
     def slot_of(self, segment: Segment) -> int:
@@ -167,12 +175,18 @@ class Residents:
         slots = slots[np.argsort(self.rank[slots])]
         page_start = np.zeros(len(slots) + 1, dtype=np.int32)
         np.cumsum(self.num_pages[slots], out=page_start[1:])
-        pages = [self.segment_at(slot).page_ids for slot in slots.tolist()]
+        # As if each had one run of pages; those that have more are fewer, and written over.
+        page_ids = np.arange(page_start[-1], dtype=np.int32)
+        page_ids += np.repeat(self.first_page[slots] - page_start[:-1], self.num_pages[slots])
+        is_scattered = ~self.in_one_run[slots]
+        if is_scattered.any():
+            scattered = [self.segment_at(slot).page_ids for slot in slots[is_scattered].tolist()]
+            page_ids[np.repeat(is_scattered, self.num_pages[slots])] = np.concatenate(scattered)
         return Layout(
             slots=slots,
             subtree_stop=np.searchsorted(self.rank[slots], self.rank_stop[slots]),
             page_start=page_start,
-            page_ids=np.concatenate(pages) if pages else NO_PAGES,
+            page_ids=page_ids,
         )
 
     def _enter_leaf(self, slot: int, sequence: Sequence) -> None:

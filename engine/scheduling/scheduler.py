@@ -256,7 +256,7 @@ class Scheduler:
             len(sequence.output_ids), sampling.max_tokens, sampling.ignore_eos
         )
         # The last token generated is never fed back.
-        own_pages = self._pool.num_pages_for(len(sequence.token_ids) + int(num_output) - 1)
+        own_pages = self._pool.num_pages_for(len(sequence.token_ids) + num_output - 1)
         needed = own_pages + self._occupancy.pages_missing_above(sequence)
         if needed + outlook > self._occupancy.pages_within_reach(sequence):
             return False
@@ -301,7 +301,9 @@ class Scheduler:
         """Pages that the leaves in `slots` are expected to fill in the end, int64."""
         table = self._residents
         num_generated = table.num_tokens[slots] - table.num_prompt[slots]
-        num_output = self._lengths.expected(num_generated, table.max_tokens[slots], table.ignore_eos[slots])
+        num_output = self._lengths.expected_of_many(
+            num_generated, table.max_tokens[slots], table.ignore_eos[slots]
+        )
         return -(-(table.num_prompt[slots] + num_output - 1) // self._pool.page_size)
 
     def _pages_still_to_come(self) -> int:
