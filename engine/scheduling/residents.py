@@ -1,6 +1,7 @@
 """The resident table: every segment that has pages, as columns, so that a step is a few array operations."""
 
 from dataclasses import dataclass
+from operator import attrgetter
 
 import numpy as np
 from numpy.typing import NDArray
@@ -154,6 +155,25 @@ class Residents:
         slot = segment.slot
         return slot is not None and bool(self.num_computed[slot] == self.num_tokens[slot])
 
+    def has_prefix(self, sequence: Sequence) -> bool:
+        """Whether all that `sequence` reads of other segments is computed."""
+        return sequence.parent is None or self.is_complete(sequence.parent)
+
+    def incomplete_above(self, sequence: Sequence) -> list[Segment]:
+        """Segments above `sequence` with tokens left to compute, top down; above a complete one all are."""
+        incomplete = []
+        segment = sequence.parent
+        while segment is not None and not self.is_complete(segment):
+            incomplete.append(segment)
+            segment = segment.parent
+        return incomplete[::-1]
+
+    def num_computed_above(self, sequence: Sequence) -> int:
+        """Prompt tokens of `sequence` that are computed in the segments above it."""
+        incomplete = self.incomplete_above(sequence)
+        complete_tokens = incomplete[0].position if incomplete else sequence.position
+        return complete_tokens + sum(int(self.num_computed[self.slot_of(segment)]) for segment in incomplete)
+
     def append_tokens(self, slots: Slots, token_ids: TokenIds) -> None:
         """One more generated token for each of `slots`; from here on they decode."""
         generated = self.num_tokens[slots] - self.num_prompt[slots]
@@ -180,8 +200,9 @@ class Residents:
         page_ids += np.repeat(self.first_page[slots] - page_start[:-1], self.num_pages[slots])
         is_scattered = ~self.in_one_run[slots]
         if is_scattered.any():
-            scattered = [self.segment_at(slot).page_ids for slot in slots[is_scattered].tolist()]
-            page_ids[np.repeat(is_scattered, self.num_pages[slots])] = np.concatenate(scattered)
+            scattered = map(self._segments.__getitem__, slots[is_scattered].tolist())
+            pages = np.concatenate(list(map(attrgetter("page_ids"), scattered)))
+            page_ids[np.repeat(is_scattered, self.num_pages[slots])] = pages
         return Layout(
             slots=slots,
             subtree_stop=np.searchsorted(self.rank[slots], self.rank_stop[slots]),

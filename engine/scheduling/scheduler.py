@@ -130,7 +130,7 @@ class Scheduler:
             self._filling = [sequence for sequence in self._filling if not table.decoding[sequence.slot]]
         num_generated = table.num_tokens[slots] - table.num_prompt[slots]
         ignores_eos = table.ignore_eos[slots]
-        ended = np.isin(token_ids, self._eos_token_ids) & ~ignores_eos
+        ended = (token_ids[:, None] == self._eos_token_ids).any(axis=1) & ~ignores_eos
         if stopped:
             ended |= np.isin(batch.request_ids, list(stopped))
         self._lengths.observe(num_generated[~ignores_eos], ended[~ignores_eos])
@@ -217,7 +217,7 @@ class Scheduler:
         """Up to `num_rows` prompt rows: of running sequences first, then of sequences admitted for them."""
         spans: list[Span] = []
         # Own rows before prefix rows: they end in a sample soonest.
-        self._filling.sort(key=lambda sequence: (not self._has_prefix(sequence), sequence.rank))
+        self._filling.sort(key=lambda sequence: (not self._residents.has_prefix(sequence), sequence.rank))
         for sequence in self._filling:
             num_rows -= self._advance(sequence, num_rows, spans)
         outlook: int | None = None
@@ -232,7 +232,7 @@ class Scheduler:
     def _advance(self, sequence: Sequence, num_rows: int, spans: list[Span]) -> int:
         """Up to `num_rows` rows towards the sequence's next token, top down. Returns how many it used."""
         num_used = 0
-        for segment in (*self._incomplete_above(sequence), sequence):
+        for segment in (*self._residents.incomplete_above(sequence), sequence):
             slot = self._residents.slot_of(segment)
             start = int(self._residents.num_computed[slot])
             stop = min(int(self._residents.num_tokens[slot]), start + num_rows - num_used)
@@ -266,7 +266,7 @@ class Scheduler:
         self._filling.append(sequence)
         if not sequence.has_run:
             sequence.has_run = True
-            sequence.num_cached_tokens = self._num_computed_above(sequence)
+            sequence.num_cached_tokens = self._residents.num_computed_above(sequence)
         return True
 
     def _next_waiting(self) -> Sequence | None:
@@ -277,25 +277,6 @@ class Scheduler:
                 return sequence if self._num_running < self._max_batch_tokens else None
             heapq.heappop(self._waiting)
         return None
-
-    def _has_prefix(self, sequence: Sequence) -> bool:
-        return sequence.parent is None or self._residents.is_complete(sequence.parent)
-
-    def _incomplete_above(self, sequence: Sequence) -> list[Segment]:
-        """Segments above `sequence` with tokens left to compute, top down; above a complete one all are."""
-        incomplete = []
-        segment = sequence.parent
-        while segment is not None and not self._residents.is_complete(segment):
-            incomplete.append(segment)
-            segment = segment.parent
-        return incomplete[::-1]
-
-    def _num_computed_above(self, sequence: Sequence) -> int:
-        incomplete = self._incomplete_above(sequence)
-        top = incomplete[0] if incomplete else sequence
-        return top.position + sum(
-            int(self._residents.num_computed[self._residents.slot_of(segment)]) for segment in incomplete
-        )
 
     def _pages_to_expect(self, slots: Slots) -> Ints:
         """Pages that the leaves in `slots` are expected to fill in the end, int64."""
