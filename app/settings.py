@@ -55,6 +55,7 @@ class Settings(BaseSettings):
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     kv_memory: ByteCount | None = None  # bytes of keys and values; None: chosen by device
     max_batch_tokens: int = Field(default=1024, gt=0)
+    default_max_tokens: int | None = Field(default=None, gt=0)  # of a chat that sets none; None: the context
     threads: int | None = Field(default=None, gt=0)
 
     lease_seconds: int = Field(default=30, gt=0)

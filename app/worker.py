@@ -169,7 +169,9 @@ class Worker:
         self, batch: RunningBatch, lines: list[PendingLine], stop: threading.Event
     ) -> list[Request]:
         """Requests for the engine; lines whose body is refused are recorded at once."""
-        context = TranslationContext(self._engine.tokenizer, self._engine.max_context)
+        context = TranslationContext(
+            self._engine.tokenizer, self._engine.max_context, self._settings.default_max_tokens
+        )
         requests: list[Request] = []
         with self._storage.open(batch.claim.storage_key) as blob:
             translated = translate_lines(blob, lines, batch.endpoint, context, batch.claim.batch_id)

@@ -26,8 +26,11 @@ def run_worker(settings: Settings, engine_factory: Callable[[], BatchEngine], st
     database = Database(settings.resolved_database_url)
 
     def build() -> BatchEngine:
+        log.info("Loading %s.", settings.model)
         with _signals_end_the_process():
-            return engine_factory()
+            engine = engine_factory()
+        log.info("Ready to run batches.")
+        return engine
 
     try:
         _wait_for_schema(database, stop)

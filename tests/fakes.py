@@ -1,14 +1,19 @@
-"""Working stand-ins: a byte tokenizer, and an engine that answers without a model."""
+"""Working stand-ins: a byte tokenizer, an engine that answers without a model, a database that goes away."""
 
+import sqlite3
 import time
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.orm import Session
 
+from app.db.session import Database
 from engine.errors import ChatTemplateError
 from engine.request import Completion, FinishReason, Refusal, Request, TokenIds
 from engine.stats import EngineStats
@@ -102,3 +107,20 @@ class FakeEngine:
             num_prompt_tokens=len(request.prompt_ids),
             num_cached_tokens=0,
         )
+
+
+class FlakyDatabase(Database):
+    """A database that can be away. `hides_commits`: it then commits, but the answer is lost on the way."""
+
+    is_away = False
+    hides_commits = False
+
+    @contextmanager
+    def begin(self) -> Iterator[Session]:
+        if self.is_away and not self.hides_commits:
+            raise OperationalError("BEGIN", {}, sqlite3.OperationalError("the cable is cut"))
+        with super().begin() as session:
+            yield session
+        if self.is_away:
+            self.is_away = False
+            raise OperationalError("COMMIT", {}, sqlite3.OperationalError("the cable is cut"))

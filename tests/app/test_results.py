@@ -1,14 +1,10 @@
 """The recorder: chunks with their counts, through outages and lost leases."""
 
-import sqlite3
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 
 import orjson
 import pytest
-from sqlalchemy.exc import OperationalError
-from sqlalchemy.orm import Session
 
 from app import results as results_module
 from app.db.leases import Claim, claim_batch, fence
@@ -19,25 +15,9 @@ from app.openai.body import BodyError
 from app.results import Recorder, ResultQueue, failure
 from app.storage import Storage
 from tests.app.batches import batch_to_run, chat, lines_of, read_batch, results_of
+from tests.fakes import FlakyDatabase
 
 PATIENCE_SECONDS = 20.0
-
-
-class FlakyDatabase(Database):
-    """A database that can be away. `hides_commits`: it then commits, but the answer is lost on the way."""
-
-    is_away = False
-    hides_commits = False
-
-    @contextmanager
-    def begin(self) -> Iterator[Session]:
-        if self.is_away and not self.hides_commits:
-            raise OperationalError("BEGIN", {}, sqlite3.OperationalError("the cable is cut"))
-        with super().begin() as session:
-            yield session
-        if self.is_away:
-            self.is_away = False
-            raise OperationalError("COMMIT", {}, sqlite3.OperationalError("the cable is cut"))
 
 
 @pytest.fixture

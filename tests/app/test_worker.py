@@ -19,7 +19,7 @@ from app.settings import Settings, StartupError
 from app.storage import Storage
 from app.worker import Progress, Worker
 from tests.app.batches import batch_to_run, chat, lines_of, read_batch, results_of
-from tests.fakes import FakeEngine
+from tests.fakes import FakeEngine, FlakyDatabase
 
 PATIENCE_SECONDS = 20.0  # for what a slow machine does late; nothing here needs it
 
@@ -264,3 +264,39 @@ def test_two_workers_on_postgres_share_the_batches(
     assert set((engines[0].starts + engines[1].starts).values()) == {1}
     assert all(len(results_of(database, id_)) == 20 for id_ in batch_ids)
     assert all(engine.starts for engine in engines)
+
+
+def test_outages_lose_and_double_nothing(
+    database: Database, database_url: str, storage: Storage, settings: Settings
+) -> None:
+    batch_id = batch_to_run(database, storage, [chat("a", n=1 + (i % 7 == 0)) for i in range(200)])
+    flaky = FlakyDatabase(database_url)
+    flaky.is_away = True
+    engine = FakeEngine(step_seconds=0.01, per_step=1)
+    # A claim whose commit is hidden has to run out before it is taken again.
+    short_lease = settings.model_copy(update={"lease_seconds": 1})
+    with running(Worker(flaky, storage, short_lease, lambda: engine)):
+        time.sleep(0.3)
+        flaky.is_away = False
+        for hides_commits in (False, True):
+            wait_until(lambda: engine.has_work or not read_batch(database, batch_id).lease_owner)
+            flaky.hides_commits = hides_commits
+            flaky.is_away = True
+            time.sleep(0.3)
+            flaky.is_away = False
+        wait_until(lambda: read_batch(database, batch_id).status == BatchStatus.FINALIZING)
+    flaky.dispose()
+    assert set(engine.starts.values()) == {1}
+    assert len(results_of(database, batch_id)) == 200
+    batch = read_batch(database, batch_id)
+    assert (batch.completed, batch.failed) == (171, 29)
+
+
+def test_the_default_output_bound_is_the_settings(
+    database: Database, storage: Storage, settings: Settings
+) -> None:
+    batch_id = batch_to_run(database, storage, [chat("a", max_tokens=None)])
+    bounded = settings.model_copy(update={"default_max_tokens": 3})
+    Worker(database, storage, bounded, FakeEngine).run(threading.Event(), until_idle=True)
+    body = results_of(database, batch_id)["r0"]["response"]["body"]
+    assert body["usage"]["completion_tokens"] == 3
