@@ -16,8 +16,9 @@ setup: .venv/installed
 demo: setup
 	$(BIN)/python docs/examples/demo.py
 
+# One thread each: two test processes with two threads each would wait for one another on two cores.
 test: setup
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 # Slow proofs: kills, exactness on a real file, random schedules at length.
 test-long: setup
