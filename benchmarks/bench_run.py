@@ -17,27 +17,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.floor import ModelShape, Rates, Work, floor_seconds, job_work, measure_rates
+from benchmarks.floor import Rates, floor_seconds, measure_rates
 from benchmarks.workloads import make, write
+from engine.cost_model import JobWork, ModelShape
 from engine.request import Request, SamplingParams
+from engine.simulation import job_work
 
 DEFAULT_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 # KV for everything in A; for 6,400 tokens in B (46,080 bytes a token in fp32)
 KV_MEMORY = {"A": "2GiB", "B": str(6400 * 46080), "spider_sql": "2GiB"}
-
-
-def model_shape(model_dir: Path) -> ModelShape:
-    config = json.loads((model_dir / "config.json").read_text())
-    heads = config["num_attention_heads"]
-    return ModelShape(
-        num_layers=config["num_hidden_layers"],
-        hidden=config["hidden_size"],
-        intermediate=config["intermediate_size"],
-        num_heads=heads,
-        num_kv_heads=config["num_key_value_heads"],
-        head_dim=config.get("head_dim") or config["hidden_size"] // heads,
-        vocab=config["vocab_size"],
-    )
 
 
 def prompts(lines: list[dict[str, Any]], model_dir: Path) -> list[list[int]]:
@@ -50,7 +38,7 @@ def prompts(lines: list[dict[str, Any]], model_dir: Path) -> list[list[int]]:
     return [tokenizer.render_chat(line["body"]["messages"]).tolist() for line in lines]
 
 
-def least_work(lines: list[dict[str, Any]], model_dir: Path) -> Work:
+def least_work(lines: list[dict[str, Any]], model_dir: Path) -> JobWork:
     requests = [
         Request(index, np.array(ids, np.int32), SamplingParams(max_tokens=line["body"]["max_tokens"]))
         for index, (line, ids) in enumerate(zip(lines, prompts(lines, model_dir), strict=True))
@@ -70,7 +58,7 @@ def run_once(name: str, lines: list[dict[str, Any]], options: list[str]) -> dict
 
 
 def bench(name: str, args: argparse.Namespace, model_dir: Path) -> dict[str, Any]:
-    shape = model_shape(model_dir)
+    shape = ModelShape.from_config(json.loads((model_dir / "config.json").read_text()))
     runs = []
     rates = [measure_rates(shape)]
     for repeat in range(args.repeats):

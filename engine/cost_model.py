@@ -4,7 +4,8 @@ The operators run one after the other, each as fast as the slower of its arithme
 
     linear      the layers' matrices: operations over rate, weights and activations over bandwidth
     head        the same for the sampled rows and the vocabulary
-    attention   per item (query rows over one range of keys): operations over rate, KV read once over bandwidth
+    attention   each launch over all its items (query rows over one range of keys): operations over rate, KV
+                read once an item over bandwidth
     elementwise norms, rotary, activation, KV write: memory traffic, or what was measured
     overhead    launches that the device's work does not hide, and the host's own time
 """
@@ -138,6 +139,8 @@ class StepWork:
     num_rows: rows through the layers; num_sampled: rows through the head.
     item_rows, item_keys, item_pairs: int64 [I] per attention item: query rows, keys that are read, and
         (query, key) pairs, which are fewer than the product where the item is causal.
+    item_launch: int64 [I], which launch runs it. Items of one launch overlap: where some wait for arithmetic
+        and others for memory, both are used. Launches run one after the other.
     """
 
     num_rows: int
@@ -145,6 +148,7 @@ class StepWork:
     item_rows: Ints
     item_keys: Ints
     item_pairs: Ints
+    item_launch: Ints
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,23 +186,26 @@ def shared_work(batch: StepBatch) -> StepWork:
     below = batch.subtree_end.astype(np.int64) - batch.row_start - rows
     own, shared = rows > 0, (below > 0) & (keys > 0)
     own_pairs = rows * keys - rows * (rows - 1) // 2
+    item_rows = np.concatenate((rows[own], below[shared]))
     return StepWork(
         num_rows=batch.num_tokens,
         num_sampled=len(batch.sample_rows),
-        item_rows=np.concatenate((rows[own], below[shared])),
+        item_rows=item_rows,
         item_keys=np.concatenate((keys[own], keys[shared])),
         item_pairs=np.concatenate((own_pairs[own], (below * keys)[shared])),
+        item_launch=np.zeros_like(item_rows),
     )
 
 
 def unshared_work(batch: StepBatch) -> StepWork:
-    """The same step where every segment's rows read the KV of their whole prompt for themselves."""
+    """The same step where every segment's rows read the KV of their whole prompt for themselves, still in one
+    launch."""
     rows = batch.row_count.astype(np.int64)
     own = rows > 0
     rows = rows[own]
     keys = batch.kv_position[own].astype(np.int64) + batch.kv_len[own]
     pairs = rows * keys - rows * (rows - 1) // 2
-    return StepWork(batch.num_tokens, len(batch.sample_rows), rows, keys, pairs)
+    return StepWork(batch.num_tokens, len(batch.sample_rows), rows, keys, pairs, np.zeros_like(rows))
 
 
 class CostModel:
@@ -257,5 +264,8 @@ class CostModel:
         stacked = work.item_rows * (shape.num_heads // shape.num_kv_heads)
         arithmetic = work.item_pairs * shape.ops_per_pair / hardware.attention.at(stacked)
         traffic = work.item_keys * self.kv_bytes_per_token / hardware.memory_bandwidth
+        per_launch = np.maximum(
+            np.bincount(work.item_launch, arithmetic), np.bincount(work.item_launch, traffic)
+        )
         calls = len(stacked) * shape.num_layers * hardware.item_seconds_per_layer
-        return float(np.maximum(arithmetic, traffic).sum()) + calls
+        return float(per_launch.sum()) + calls

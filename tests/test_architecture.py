@@ -30,6 +30,8 @@ def test_web_keeper_and_command_line_start_without_model_code(module):
         "engine.planning.planner",
         "engine.memory.pages",
         "engine.scheduling.scheduler",
+        "engine.simulation",
+        "engine.hardware",
         "engine.config",
         "engine.errors",
     ],

@@ -72,6 +72,12 @@ class Scheduler:
         """Most pages in use at a time, those set aside for outputs included."""
         return self._pool.peak_used
 
+    @property
+    def num_shared_pages(self) -> int:
+        """Pages that shared prefixes have now."""
+        table = self._residents
+        return int(table.num_pages[table.is_resident & ~table.is_leaf].sum())
+
     def add(self, plan: Plan) -> None:
         """Takes in a plan's requests, ranked after all that came before."""
         segments: list[Segment] = []
