@@ -1,5 +1,6 @@
 """Builds an engine from plain data, wherever it is to run."""
 
+import math
 import time
 from pathlib import Path
 
@@ -20,6 +21,9 @@ from engine.text.tokenizer import Tokenizer
 
 # Of the memory that is free when the engine starts: what is left serves activations and the page cache.
 _KV_SHARE_OF_FREE_MEMORY = 0.25
+# Of all pages: what one request alone may not ask for, so that its chain of segments, each of which ends
+# in a page of its own, still fits and need not be flattened.
+_PAGES_FOR_SEGMENT_ENDS = 1 / 8
 
 
 def build_engine(config: EngineConfig) -> Engine:
@@ -50,10 +54,14 @@ def build_engine(config: EngineConfig) -> Engine:
         ),
         pool=pages,
         tokenizer=tokenizer,
-        max_context=loaded.max_context,
+        max_context=min(loaded.max_context, _pages_of_one_request(num_pages) * config.page_size),
         page_bytes=page_bytes,
         load_seconds=time.perf_counter() - started,
     )
+
+
+def _pages_of_one_request(num_pages: int) -> int:
+    return max(num_pages - math.ceil(num_pages * _PAGES_FOR_SEGMENT_ENDS), 1)
 
 
 def _num_pages(config: EngineConfig, page_bytes: int) -> int:

@@ -24,7 +24,8 @@ class Engine:
     """Plans what it is given, then computes it step by step.
 
     run_step: computes a step and returns the next token of each sampled row, int32 [S].
-    max_context: most tokens a prompt and its output may have together.
+    max_context: most tokens a prompt and its output may have together: the model's limit, or what KV
+        memory leaves of it.
     page_bytes: KV bytes of one page over all layers.
     """
 
