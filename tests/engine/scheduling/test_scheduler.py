@@ -190,6 +190,21 @@ def test_preemption_keeps_what_was_generated_and_evicts_idle_prefixes():
     assert job.pool.num_used == 0
 
 
+def test_pages_set_aside_and_unwritten_are_taken_before_anybody_is_preempted():
+    # The first one sets 11 pages aside at once; the second expects less than the 4 pages it comes to.
+    long = request(0, [1, 2, 3, 4], max_tokens=40, ignore_eos=True)
+    short = request(1, [5, 6, 7, 8], max_tokens=12)
+    job = Job(13, 4, 64, expects_short=True)
+    job.model.vocab_size = 1 << 30
+    job.add([long, short])
+    job.step()
+    assert job.pool.num_free == 0
+    while job.scheduler.has_work:
+        job.step()
+    assert job.finished.keys() == {0, 1}
+    assert job.scheduler.num_preemptions == 0
+
+
 def test_a_sequence_runs_in_the_step_that_completes_its_prefix():
     job = Job(100, 4, 64)
     job.add([request(i, [*range(20), 100 + i], max_tokens=2, ignore_eos=True) for i in range(4)])
