@@ -1,4 +1,4 @@
-"""Databases for the tests: SQLite and a private Postgres, both built by the real migrations."""
+"""Databases (SQLite and a private Postgres, both built by the real migrations) and models for the tests."""
 
 import itertools
 import shutil
@@ -107,3 +107,22 @@ def _fresh_postgres(server: str, template: str) -> Iterator[str]:
 
 def _with_name(url: str, name: str) -> str:
     return url.replace("/postgres?", f"/{name}?", 1)
+
+
+# Models: imported where they are needed, since most tests do without torch.
+
+
+@pytest.fixture(scope="session")
+def tiny_llama_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Llama with random weights: grouped-query attention, tied embeddings (see tests/models.py)."""
+    from tests.models import save_tiny_model
+
+    return save_tiny_model(tmp_path_factory.mktemp("models") / "tiny-llama")
+
+
+@pytest.fixture(scope="session")
+def smollm2_dir() -> Path:
+    """The default model, from the cache or the ways that `batchllm pull` knows."""
+    from engine.execution.resolve import DEFAULT_MODEL, resolve_model
+
+    return resolve_model(DEFAULT_MODEL)

@@ -128,7 +128,7 @@ def bound_output(
     None: as much as the context still holds, at most the context's own default.
     """
     room = context.max_context - num_prompt_tokens
-    too_long = f"This model's maximum context length is {context.max_context} tokens. However, "
+    too_long = f"This model's maximum context length here is {context.max_context} tokens. However, "
     if room < 1:
         refuse(
             f"{too_long}your {param} resulted in {num_prompt_tokens} tokens, which leaves none for the "

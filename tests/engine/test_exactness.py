@@ -72,7 +72,11 @@ def _is_near_tie(model, prompt: np.ndarray, ours: list[int], theirs: list[int]) 
 
 @pytest.mark.long
 @pytest.mark.parametrize(("kv_tokens", "preempts"), [(40_000, False), (1_200, True)], ids=["ample", "scarce"])
-def test_every_prompt_gets_the_tokens_of_generate(smollm2_dir, prompts, expected, kv_tokens, preempts):
+def test_every_prompt_gets_the_tokens_of_generate(
+    smollm2_dir, prompts, expected, monkeypatch, kv_tokens, preempts
+):
+    if preempts:  # outputs believed to be short: too many sequences are admitted
+        monkeypatch.setattr("engine.planning.lengths.PRIOR_TOKENS", 4)
     outputs, stats = _run(smollm2_dir, prompts, kv_tokens)
     assert (stats.preemptions > 0) == preempts
     different = [i for i in range(len(prompts)) if outputs[i] != expected[i]]
