@@ -224,11 +224,12 @@ class _StepPlanner:
     def __init__(self, batch: StepBatch, page_size: int) -> None:
         self._batch = batch
         self._page_size = page_size
-        starts, page_ids = batch.page_start.astype(np.int64), batch.page_ids.astype(np.int64)
-        self._page_start, self._page_ids = starts, page_ids
-        breaks = np.concatenate([[0], np.cumsum(np.diff(page_ids) != 1)]) if len(page_ids) else np.zeros(1)
-        last = np.maximum(starts[1:] - 1, starts[:-1]).clip(0, max(len(page_ids) - 1, 0))
-        self._one_run = breaks[starts[:-1].clip(0, max(len(page_ids) - 1, 0))] == breaks[last]
+        self._page_start = batch.page_start[:-1].astype(np.int64)
+        self._page_ids = batch.page_ids.astype(np.int64)
+        # Whether the pages that hold KV are one run; those behind them wait for tokens to come.
+        num_breaks = np.concatenate([[0], np.cumsum(np.diff(self._page_ids) != 1)])
+        last = self._page_start + -(-batch.kv_len // page_size) - 1
+        self._is_one_run = num_breaks[self._page_start] == num_breaks[last]
 
     def calls(self, window: int | None) -> _Calls:
         work = build_work_list(self._batch, window)
@@ -302,7 +303,7 @@ class _StepPlanner:
 
     def _slots(self, segment: int, kv_start: int, kv_end: int) -> slice | torch.Tensor:
         first_page = int(self._page_start[segment])
-        if self._one_run[segment]:
+        if self._is_one_run[segment]:
             base = int(self._page_ids[first_page]) * self._page_size
             return slice(base + kv_start, base + kv_end)
         tokens = np.arange(kv_start, kv_end)

@@ -33,7 +33,8 @@ class StepBatch:
         subtree_end: int32 [N], one past the last row of the segment's subtree.
         kv_len: int32 [N], tokens of the segment whose KV exists after this step's write.
         kv_position: int32 [N], position of the segment's first token.
-        page_start: int32 [N + 1], segment i owns page_ids[page_start[i]:page_start[i + 1]].
+        page_start: int32 [N + 1], segment i owns page_ids[page_start[i]:page_start[i + 1]]; its KV fills
+            the first ceil(kv_len / page_size) of them, what follows is set aside for tokens to come.
         page_ids: int32 [P]
 
     Sampled rows (S of them, in row order):

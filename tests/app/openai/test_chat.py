@@ -237,8 +237,8 @@ def test_messages_as_openai_words_them() -> None:
     )
     assert message({"frobnicate": 1}) == "Unknown parameter: 'frobnicate'."
     assert message({"max_tokens": 179}) == (
-        "This model's maximum context length here is 200 tokens. However, you requested 201 tokens (22 in the "
-        "messages, 179 in the completion). Please reduce the length of the messages or completion."
+        "This model's maximum context length here is 200 tokens. However, you requested 201 tokens "
+        "(22 in the messages, 179 in the completion). Please reduce the length of the messages or completion."
     )
 
 

@@ -67,14 +67,16 @@ def random_step(
 def _lay_out(
     nodes: list[Node], rng: random.Random, page_size: int, scattered: bool, window: int | None
 ) -> Step:
-    num_pages = sum(-(-node.kv_len // page_size) for node in nodes) + 5
+    num_pages = sum(-(-node.kv_len // page_size) for node in nodes) + len(nodes)
     free = list(range(num_pages))
     if scattered:
         rng.shuffle(free)
     row = 0
     positions, slots, visible = [], [], []
     for node in nodes:
+        set_aside = rng.choice([0, 0, 1])  # a page for tokens to come, wherever it lies
         node.pages = [free.pop(0) for _ in range(-(-node.kv_len // page_size))]
+        node.pages += [free.pop() for _ in range(set_aside)]
         node.row_start = row
         row += node.num_rows
         chain = [node]
