@@ -30,7 +30,12 @@ class Service:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
-        own = {"BATCHLLM_DATA_DIR": str(data_dir), "BATCHLLM_PORT": str(self.port)}
+        # The children ignore the folder they are started in: this is how they run the code under test.
+        own = {
+            "BATCHLLM_DATA_DIR": str(data_dir),
+            "BATCHLLM_PORT": str(self.port),
+            "PYTHONPATH": str(Path(__file__).parents[1]),
+        }
         self._environment = {**os.environ, **own, **environment}
         self._process: subprocess.Popen[bytes] | None = None
 
