@@ -6,32 +6,38 @@ import numpy as np
 
 from engine.planning.forest import Ints, sums_to_root
 from engine.planning.lengths import LengthEstimator
-from engine.planning.ordering import decode_heavy_first
+from engine.planning.ordering import Forest, OrderingPolicy, decode_heavy_first, preorder
 from engine.planning.plan import Plan, PlannedSegment
 from engine.planning.prefix_tree import PrefixTree, build_prefix_tree
-from engine.planning.sharing import Bools, nearest_chosen, optimal_sharing
+from engine.planning.sharing import Segmentation, SharingPolicy, share_optimally
 from engine.request import Refusal, Request
 
 
-def make_plan(requests: Sequence[Request], *, page_size: int, num_pages: int) -> Plan:
-    """The segments that serve `requests` with the fewest tokens computed, in the order to run them.
+def make_plan(
+    requests: Sequence[Request],
+    *,
+    page_size: int,
+    num_pages: int,
+    sharing: SharingPolicy = share_optimally,
+    ordering: OrderingPolicy = decode_heavy_first,
+) -> Plan:
+    """The segments that serve `requests`, in the order to run them.
 
-    A request that does not fit in `num_pages` pages even alone is refused. The plan does not depend on the
-    order of the requests, but for which of two equal prompts goes first.
+    A request that does not fit in `num_pages` pages even alone is refused. With the policies it has, the plan
+    does not depend on the order of the requests, but for which of two equal prompts goes first.
     """
     refused = _refusals(requests, page_size, num_pages)
     refused_ids = {refusal.request_id for refusal in refused}
     requests = [request for request in requests if request.request_id not in refused_ids]
     tree = build_prefix_tree([request.prompt_ids for request in requests])
-    # A segment wastes half a page at its end on average, and that much KV must earn its place;
-    # a shorter prefix would also cost attention one more small item in each step.
-    chosen = optimal_sharing(tree, overhead=page_size // 2)
+    segmentation = sharing(tree, page_size)
     max_tokens = np.array([requests[index].sampling.max_tokens for index in tree.prompt], dtype=np.int64)
-    flattened = _chain_pages(tree, chosen, max_tokens, page_size) > num_pages
-    chosen &= _num_members(tree, flattened) >= 2
-    chosen[0] = True
+    too_long = _chain_pages(tree, segmentation, max_tokens, page_size) > num_pages
+    segmentation = segmentation.with_flat_leaves(too_long)
+    is_alone = segmentation.num_members() < 2
+    is_alone[0] = False
     return Plan(
-        segments=_lay_out(requests, tree, chosen, flattened),
+        segments=_lay_out(requests, tree, segmentation.without(is_alone), ordering),
         num_prompt_tokens=int(tree.length.sum()),
         num_unique_tokens=tree.num_unique_tokens,
         refused=refused,
@@ -53,44 +59,36 @@ def _refusals(requests: Sequence[Request], page_size: int, num_pages: int) -> tu
     return tuple(refused)
 
 
-def _chain_pages(tree: PrefixTree, chosen: Bools, max_tokens: Ints, page_size: int) -> Ints:
+def _chain_pages(tree: PrefixTree, shared: Segmentation, max_tokens: Ints, page_size: int) -> Ints:
     """int64 [L]: pages of each leaf's chain of segments, its longest output included."""
-    nearest = nearest_chosen(tree, chosen)
-    enclosing = nearest[tree.parent]
-    own_tokens = np.where(chosen, tree.depth - tree.depth[enclosing], 0)
-    above = sums_to_root(enclosing, -(-own_tokens // page_size))
-    leaf_enclosing = nearest[tree.leaf_parent]
-    leaf_tokens = tree.length - tree.depth[leaf_enclosing] + max_tokens - 1
-    return above[leaf_enclosing] + -(-leaf_tokens // page_size)
-
-
-def _num_members(tree: PrefixTree, flattened: Bools) -> Ints:
-    """int64 [M]: leaves below each node that use it."""
-    before = np.concatenate(([0], np.cumsum(~flattened)))
-    members: Ints = before[tree.leaf_stop] - before[tree.first_leaf]
-    return members
+    own_tokens = np.where(shared.chosen, shared.stop - shared.stop[shared.around], 0)
+    above = sums_to_root(shared.around, -(-own_tokens // page_size))
+    leaf_tokens = tree.length - shared.stop[shared.leaf_around] + max_tokens - 1
+    return above[shared.leaf_around] + -(-leaf_tokens // page_size)
 
 
 def _lay_out(
-    requests: Sequence[Request], tree: PrefixTree, chosen: Bools, flattened: Bools
+    requests: Sequence[Request], tree: PrefixTree, shared: Segmentation, ordering: OrderingPolicy
 ) -> tuple[PlannedSegment, ...]:
-    """The chosen nodes and the leaves as segments, in the order to run them."""
-    nodes = np.flatnonzero(chosen)
-    index_of_node = np.cumsum(chosen) - 1
-    nearest = nearest_chosen(tree, chosen)
-    leaf_enclosing = np.where(flattened, 0, nearest[tree.leaf_parent])
-    enclosing = np.concatenate((nearest[tree.parent[nodes]], leaf_enclosing))
-    start = tree.depth[enclosing]
-    stop = np.concatenate((tree.depth[nodes], tree.length))
-    parent = index_of_node[enclosing]
+    """The shared segments and the leaves, in the order to run them."""
+    nodes = np.flatnonzero(shared.chosen)
+    index_of_node = np.cumsum(shared.chosen) - 1
+    around = np.concatenate((shared.around[nodes], shared.leaf_around))
+    start = shared.stop[around]
+    stop = np.concatenate((shared.stop[nodes], tree.length))
+    parent = index_of_node[around]
     leaf_requests = [requests[index] for index in tree.prompt]
-    expected = LengthEstimator().expected_of_many(
-        np.zeros(len(leaf_requests), dtype=np.int64),
-        np.array([request.sampling.max_tokens for request in leaf_requests], dtype=np.int64),
-        np.array([request.sampling.ignore_eos for request in leaf_requests], dtype=np.bool_),
+    forest = Forest(
+        parent=parent,
+        prompt_tokens=stop - start,
+        output_tokens=np.concatenate(
+            (np.zeros(len(nodes), dtype=np.int64), _expected_outputs(leaf_requests))
+        ),
+        is_leaf=np.arange(len(parent)) >= len(nodes),
+        arrival=np.concatenate((np.full(len(nodes), len(requests)), tree.prompt)),
+        tree_order=np.concatenate((tree.first_leaf[nodes], np.arange(len(leaf_requests)))),
     )
-    outputs = np.concatenate((np.zeros(len(nodes), dtype=np.int64), expected))
-    place = decode_heavy_first(parent, stop - start, outputs)
+    place = preorder(parent, ordering(forest))
     # Where a segment's tokens stand: a prompt that has them, and whose own tail they are.
     sources = [leaf_requests[leaf] for leaf in tree.first_leaf[nodes]] if leaf_requests else []
     owners: list[Request | None] = [None] * len(nodes)
@@ -109,3 +107,12 @@ def _lay_out(
             )
         )
     return tuple(segments)
+
+
+def _expected_outputs(requests: Sequence[Request]) -> Ints:
+    """int64: output lengths as believed before anything has run."""
+    return LengthEstimator().expected_of_many(
+        np.zeros(len(requests), dtype=np.int64),
+        np.array([request.sampling.max_tokens for request in requests], dtype=np.int64),
+        np.array([request.sampling.ignore_eos for request in requests], dtype=np.bool_),
+    )

@@ -2,7 +2,15 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.planning.ordering import decode_heavy_first
+from engine.planning.ordering import (
+    Forest,
+    arrival_order,
+    decode_heavy_first,
+    density_from_both_ends,
+    many_outputs_first,
+    preorder,
+    sorted_order,
+)
 
 
 @st.composite
@@ -30,9 +38,61 @@ def naive_preorder(parent, prompt, output):
     return list(walk(0))
 
 
+def as_forest(parent, prompt, output):
+    nodes = np.arange(len(parent))
+    is_leaf = ~np.isin(nodes, parent)
+    return Forest(
+        parent=parent,
+        prompt_tokens=prompt,
+        output_tokens=np.where(is_leaf, output, 0),
+        is_leaf=is_leaf,
+        arrival=np.where(is_leaf, (nodes * 7) % 15, 99),
+        tree_order=nodes,
+    )
+
+
 @given(forests())
-def test_preorder_puts_the_larger_ratio_first(forest):
-    parent, prompt, output = forest
-    place = decode_heavy_first(parent, prompt, output)
-    assert (np.argsort(place) + 1).tolist() == naive_preorder(*forest)
-    assert sorted(place.tolist()) == list(range(len(parent) - 1))
+def test_preorder_puts_the_larger_ratio_first(drawn):
+    forest = as_forest(*drawn)
+    place = preorder(forest.parent, decode_heavy_first(forest))
+    expected = naive_preorder(forest.parent, forest.prompt_tokens, forest.output_tokens)
+    assert (np.argsort(place) + 1).tolist() == expected
+
+
+@given(forests())
+def test_every_policy_gives_a_preorder(drawn):
+    forest = as_forest(*drawn)
+    for policy in (arrival_order, sorted_order, many_outputs_first, density_from_both_ends):
+        place = preorder(forest.parent, policy(forest))
+        assert sorted(place.tolist()) == list(range(len(forest.parent) - 1))
+        for node, parent in enumerate(forest.parent[1:].tolist(), start=1):
+            assert parent == 0 or place[parent - 1] < place[node - 1]
+
+
+def flat(prompt, output):
+    """Leaves side by side."""
+    columns = [np.array([0, *values]) for values in (prompt, output)]
+    return as_forest(np.zeros(len(prompt) + 1, dtype=np.int64), *columns)
+
+
+def order(policy, forest):
+    return np.argsort(preorder(forest.parent, policy(forest))).tolist()
+
+
+def test_arrival_follows_the_callers_list():
+    forest = flat([1] * 4, [1] * 4)
+    assert order(arrival_order, forest) == np.argsort(forest.arrival[1:]).tolist()
+
+
+def test_the_papers_ratio_knows_no_output_lengths():
+    forest = flat([10, 5, 20], [1000, 1, 1])
+    assert order(many_outputs_first, forest) == [1, 0, 2]
+    assert order(decode_heavy_first, forest) == [0, 1, 2]
+
+
+def test_both_ends_mix_what_computes_with_what_reads():
+    heavy_prefill, heavy_decode = (1000, 1), (10, 500)
+    jobs = [heavy_prefill] * 4 + [heavy_decode] * 4
+    first_half = order(density_from_both_ends, flat(*map(list, zip(*jobs, strict=True))))[:4]
+    assert any(index < 4 for index in first_half)
+    assert any(index >= 4 for index in first_half)

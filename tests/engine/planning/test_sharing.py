@@ -1,47 +1,141 @@
-import itertools
-
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from engine.planning.planner import make_plan
 from engine.planning.prefix_tree import build_prefix_tree
-from engine.planning.sharing import nearest_chosen, optimal_sharing
-from tests.engine.planning.requests import prompt_lists
+from engine.planning.sharing import (
+    share_first_messages,
+    share_nothing,
+    share_optimally,
+    share_single_level,
+)
+from tests.engine.planning.requests import chains, prompt_lists, request
+
+POLICIES = {
+    "none": share_nothing,
+    "single level": share_single_level,
+    "optimal": share_optimally,
+    "first message": share_first_messages(np.full(100, 3)),
+}
 
 
-def cost(tree, chosen, overhead):
-    nearest = nearest_chosen(tree, chosen)
-    nodes = np.flatnonzero(chosen)[1:]
-    shared = (tree.depth[nodes] - tree.depth[nearest[tree.parent[nodes]]]).sum()
-    own = (tree.length - tree.depth[nearest[tree.leaf_parent]]).sum()
-    return int(shared + own + overhead * len(nodes))
-
-
-@settings(max_examples=150)
-@given(prompt_lists(), st.integers(0, 9))
-def test_the_choice_is_as_cheap_as_the_best_of_all(prompts, overhead):
-    tree = build_prefix_tree([np.array(prompt, dtype=np.int32) for prompt in prompts])
-    chosen = optimal_sharing(tree, overhead=overhead)
-    assert chosen[0]
-    best = min(
-        cost(tree, np.array((True, *choice)), overhead)
-        for choice in itertools.product((False, True), repeat=len(tree.parent) - 1)
+@pytest.mark.parametrize("policy", POLICIES)
+@settings(max_examples=40)
+@given(prompts=prompt_lists(), page_size=st.sampled_from([1, 2, 4]), num_pages=st.integers(6, 40))
+def test_every_policy_keeps_prompts_whole_and_shares_with_at_least_two(policy, prompts, page_size, num_pages):
+    requests = [request(index, prompt) for index, prompt in enumerate(prompts)]
+    plan = make_plan(requests, page_size=page_size, num_pages=num_pages, sharing=POLICIES[policy])
+    refused = {refusal.request_id for refusal in plan.refused}
+    expected = {index: prompt for index, prompt in enumerate(prompts) if index not in refused}
+    assert chains(plan) == expected
+    members = [0] * len(plan.segments)
+    for segment in plan.segments:
+        parent = segment.parent
+        while segment.request is not None and parent is not None:
+            members[parent] += 1
+            parent = plan.segments[parent].parent
+    assert all(
+        segment.request is not None or count >= 2
+        for segment, count in zip(plan.segments, members, strict=True)
     )
-    assert cost(tree, chosen, overhead) == best
 
 
-def test_without_overhead_every_branch_is_shared():
-    tree = build_prefix_tree([np.array(prompt, dtype=np.int32) for prompt in ([1, 2, 3], [1, 2, 4], [1, 5])])
-    assert optimal_sharing(tree, overhead=0).all()
+@given(prompt_lists())
+def test_nothing_shared_computes_every_token(prompts):
+    requests = [request(index, prompt) for index, prompt in enumerate(prompts)]
+    plan = make_plan(requests, page_size=2, num_pages=100, sharing=share_nothing)
+    assert plan.num_computed_tokens == plan.num_prompt_tokens
 
 
-def test_a_prefix_shorter_than_its_overhead_is_not_shared():
-    tree = build_prefix_tree([np.array(prompt, dtype=np.int32) for prompt in ([1, 2, 3], [1, 2, 4])])
-    assert not optimal_sharing(tree, overhead=3)[1:].any()
+@given(prompt_lists(), st.sampled_from([1, 2, 4]))
+def test_optimal_is_never_behind_another_policy_by_more_than_its_overhead(prompts, page_size):
+    requests = [request(index, prompt) for index, prompt in enumerate(prompts)]
+
+    def cost(policy):
+        plan = make_plan(requests, page_size=page_size, num_pages=1000, sharing=policy)
+        num_shared = sum(segment.request is None for segment in plan.segments)
+        return plan.num_computed_tokens + page_size // 2 * num_shared
+
+    assert all(cost(share_optimally) <= cost(policy) for policy in POLICIES.values())
 
 
-def test_a_long_nested_conversation_is_planned():
-    turns = np.arange(3000, dtype=np.int32)
-    tree = build_prefix_tree([turns[:stop] for stop in range(2, 3000)])
-    chosen = optimal_sharing(tree, overhead=8)
-    assert 100 < chosen.sum() < 1000
+def _paper_groups(prompts, page_size):
+    """The paper's rule read literally, over a trie of explicit tokens: {(prefix, members)}."""
+    leaf_of = {}
+
+    def trie(indices, start):
+        """[tokens, children, leaves]: an edge ends where prompts part; each keeps its last token."""
+        if len(indices) == 1:
+            leaf_of[indices[0]] = indices[0]
+            return [prompts[indices[0]][start:], [], {indices[0]}]
+        end = start
+        while all(end < len(prompts[index]) - 1 for index in indices) and (
+            len({prompts[index][end] for index in indices}) == 1
+        ):
+            end += 1
+        families = {}
+        for index in indices:
+            # Who has one token left at `end` is a branch of its own, whatever the token.
+            own = len(prompts[index]) - 1 == end
+            families.setdefault(("own", index) if own else prompts[index][end], []).append(index)
+        children = [trie(family, end) for family in families.values()]
+        return [prompts[indices[0]][start:end], children, set(indices)]
+
+    root = trie(list(range(len(prompts))), 0)
+    if root[0] or not root[1]:
+        root = [[], [root], set(root[2])]
+
+    def enlarge(node):
+        for child in node[1]:
+            enlarge(child)
+        level = []
+        for child in node[1]:
+            tokens, branches, leaves = child
+            kept = []
+            for branch in branches:
+                if (len(branch[2]) - 1) * len(branch[0]) - len(tokens) > 0:
+                    level.append([tokens + branch[0], branch[1], branch[2]])
+                    leaves = leaves - branch[2]
+                else:
+                    kept.append(branch)
+            if branches and len(kept) == 1:
+                level.append([tokens + kept[0][0], kept[0][1], kept[0][2]])
+            elif kept or not branches:
+                level.append([tokens, kept, leaves])
+        node[1] = level
+
+    enlarge(root)
+    groups = set()
+    for tokens, _, leaves in root[1]:
+        length = len(tokens) // page_size * page_size
+        if len(leaves) > 1 and length:
+            groups.add((tuple(tokens[:length]), frozenset(leaves)))
+    return groups
+
+
+@settings(max_examples=300)
+@given(prompt_lists(), st.sampled_from([1, 2, 3]))
+def test_single_level_is_the_papers_rule(prompts, page_size):
+    tree = build_prefix_tree([np.array(prompt, dtype=np.int32) for prompt in prompts])
+    segmentation = share_single_level(tree, page_size)
+    groups = {}
+    for leaf, node in enumerate(segmentation.leaf_around.tolist()):
+        if node:
+            groups.setdefault(node, []).append(int(tree.prompt[leaf]))
+    found = {
+        (tuple(prompts[members[0]][: segmentation.stop[node]]), frozenset(members))
+        for node, members in groups.items()
+        if len(members) > 1
+    }
+    assert found == _paper_groups(prompts, page_size)
+
+
+def test_first_messages_are_shared_up_to_their_end():
+    prompts = [[1, 2, 3, 4, 5], [1, 2, 3, 4, 6], [1, 2, 3, 7], [9, 9, 9, 1], [9, 9, 8]]
+    requests = [request(index, prompt) for index, prompt in enumerate(prompts)]
+    policy = share_first_messages(np.full(5, 3))
+    plan = make_plan(requests, page_size=1, num_pages=100, sharing=policy)
+    shared = [segment.token_ids.tolist() for segment in plan.segments if segment.request is None]
+    assert shared == [[1, 2, 3]]
