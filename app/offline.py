@@ -246,7 +246,7 @@ class _OfflineRun:
                 filename=self._job.input.name,
                 num_bytes=blob.num_bytes,
                 storage_key=key,
-                expires_at=None,
+                expires_seconds=None,
             )
             self._batch = create_batch(
                 session,

@@ -6,7 +6,7 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Query
 
 from app.api.deps import ServiceDep, json_body, json_schema, known_cursor, may_be_id
-from app.api.errors import ApiError, conflict, invalid_value, not_found, unsupported_value
+from app.api.errors import conflict, invalid_value, not_found, unsupported_value
 from app.api.incoming import check_expiry_seconds
 from app.api.schemas import BatchCreate, BatchList, BatchObject
 from app.db import batches
@@ -33,10 +33,9 @@ def create_batch(
         raise unsupported_value("endpoint", body.endpoint, ENDPOINTS)
     window_seconds = _window_seconds(body.completion_window, service.settings.max_completion_window_seconds)
     _check_metadata(body.metadata or {})
-    if body.output_expires_after is not None:
-        check_expiry_seconds("output_expires_after.seconds", body.output_expires_after.seconds)
-        message = "Unsupported parameter: 'output_expires_after' is not supported by this server."
-        raise ApiError(400, message, param="output_expires_after", code="unsupported_parameter")
+    expires_after = body.output_expires_after
+    if expires_after is not None:
+        check_expiry_seconds("output_expires_after.seconds", expires_after.seconds)
     with service.database.begin() as session:
         row = batches.create_batch(
             session,
@@ -45,6 +44,7 @@ def create_batch(
             completion_window=body.completion_window,
             window_seconds=window_seconds,
             metadata=body.metadata,
+            output_expires_seconds=None if expires_after is None else expires_after.seconds,
         )
         return BatchObject.of(row)
 

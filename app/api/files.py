@@ -103,7 +103,6 @@ def file_content(request: Request, service: ServiceDep, file_id: str) -> Respons
 def _save(service: Service, fields: IncomingFields, blob: BlobWriter) -> FileObject:
     """Make the blob durable, then its row: a row never points at nothing."""
     storage_key = blob.commit()
-    retention_seconds = fields.expires_seconds or service.settings.input_retention_seconds
     try:
         with service.database.begin() as session:
             row = files.create_file(
@@ -112,7 +111,7 @@ def _save(service: Service, fields: IncomingFields, blob: BlobWriter) -> FileObj
                 filename=fields.filename,
                 num_bytes=fields.num_bytes,
                 storage_key=storage_key,
-                expires_at=now(session) + retention_seconds,
+                expires_seconds=fields.expires_seconds or service.settings.input_retention_seconds,
             )
             return FileObject.of(row)
     except BaseException:

@@ -29,8 +29,12 @@ def create_batch(
     completion_window: str,
     window_seconds: int,
     metadata: dict[str, str] | None,
+    output_expires_seconds: int | None = None,
 ) -> Batch:
-    """A new batch in status `validating`, expiring `window_seconds` from now."""
+    """A new batch in status `validating`, expiring `window_seconds` from now.
+
+    `output_expires_seconds`: how long its files are kept after they were made; None for the service's default.
+    """
     created_at = now(session)
     batch = Batch(
         id=new_id("batch_"),
@@ -38,6 +42,7 @@ def create_batch(
         input_file_id=input_file_id,
         completion_window=completion_window,
         metadata_=metadata,
+        output_expires_seconds=output_expires_seconds,
         status=BatchStatus.VALIDATING,
         created_at=created_at,
         expires_at=created_at + window_seconds,

@@ -18,16 +18,23 @@ class FileInUse(Exception):
 
 
 def create_file(
-    session: Session, *, purpose: str, filename: str, num_bytes: int, storage_key: str, expires_at: int | None
+    session: Session,
+    *,
+    purpose: str,
+    filename: str,
+    num_bytes: int,
+    storage_key: str,
+    expires_seconds: int | None,
 ) -> File:
-    """A row for a committed blob. `expires_at`: unix seconds, or None for never."""
+    """A row for a committed blob. `expires_seconds`: after its creation, or None for never."""
+    created_at = now(session)
     file = File(
         id=new_id("file-"),
         purpose=purpose,
         filename=filename,
         bytes=num_bytes,
-        created_at=now(session),
-        expires_at=expires_at,
+        created_at=created_at,
+        expires_at=None if expires_seconds is None else created_at + expires_seconds,
         storage_key=storage_key,
     )
     session.add(file)

@@ -67,6 +67,7 @@ class Batch(Base):
     errors: Mapped[list[dict[str, Any]] | None] = mapped_column(Json)  # validation errors
     output_file_id: Mapped[str | None] = mapped_column(String(64))
     error_file_id: Mapped[str | None] = mapped_column(String(64))
+    output_expires_seconds: Mapped[int | None]  # after the output files' creation; None: the service's default
 
     created_at: Mapped[int] = mapped_column(BigInteger)
     expires_at: Mapped[int] = mapped_column(BigInteger)

@@ -51,7 +51,7 @@ def batch_to_run(
             filename="in.jsonl",
             num_bytes=len(content),
             storage_key=key,
-            expires_at=None,
+            expires_seconds=None,
         )
         batch = create_batch(
             session,

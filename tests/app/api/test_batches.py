@@ -130,9 +130,9 @@ def test_required_parameters(shared_server: Server, missing: str) -> None:
             "invalid_value",
         ),
         (
-            {"output_expires_after": {"anchor": "created_at", "seconds": 3600}},
-            "output_expires_after",
-            "unsupported_parameter",
+            {"output_expires_after": {"anchor": "created_at", "seconds": 2_592_001}},
+            "output_expires_after.seconds",
+            "invalid_value",
         ),
     ],
 )
@@ -144,6 +144,14 @@ def test_bad_parameters(shared_server: Server, changes: dict[str, Any], param: s
 def test_a_metadata_value_of_another_type(shared_server: Server) -> None:
     body = refusal(shared_server, metadata={"tags": ["a"]})
     assert body["message"] == "Invalid type for 'metadata.tags': expected a string, but got an array instead."
+
+
+def test_output_expires_after_is_kept(server: Server) -> None:
+    chosen = create(server, output_expires_after={"anchor": "created_at", "seconds": 3_600})
+    usual = create(server, extra_body={"output_expires_after": None})
+    with server.database.read() as session:
+        kept = {row.id: row.output_expires_seconds for row in batches.list_batches(session, after=None, limit=2)[0]}
+    assert kept == {chosen.id: 3_600, usual.id: None}
 
 
 def test_metadata_at_its_limits(shared_server: Server) -> None:

@@ -23,7 +23,7 @@ def add_file(session: Session, *, purpose: str = "batch", storage_key: str | Non
         filename="in.jsonl",
         num_bytes=7,
         storage_key=storage_key or new_id(""),
-        expires_at=None,
+        expires_seconds=None,
     )
 
 

@@ -35,13 +35,14 @@ def _walk(database: Database, order: Order, limit: int, purpose: str | None = No
 def test_a_created_file_reads_back(database: Database) -> None:
     with database.begin() as session:
         file = create_file(
-            session, purpose="batch", filename="a.jsonl", num_bytes=3, storage_key="k", expires_at=99
+            session, purpose="batch", filename="a.jsonl", num_bytes=3, storage_key="k", expires_seconds=99
         )
         assert abs(file.created_at - now(session)) <= 1
     with database.read() as session:
         found = get_file(session, file.id)
         assert found is not None
-        assert (found.filename, found.bytes, found.storage_key, found.expires_at) == ("a.jsonl", 3, "k", 99)
+        assert (found.filename, found.bytes, found.storage_key) == ("a.jsonl", 3, "k")
+        assert found.expires_at == found.created_at + 99
         assert found.id.startswith("file-")
         assert get_file(session, "file-unknown") is None
 
