@@ -61,6 +61,8 @@ class Settings(BaseSettings):
     lease_seconds: int = Field(default=30, gt=0)
 
     max_file_bytes: ByteCount = 200 * 1000**2
+    max_part_bytes: ByteCount = 64 * 1024**2  # of an upload; what the SDK sends by itself
+    upload_seconds: int = Field(default=3_600, gt=0)  # how long an upload may take from its creation
     max_requests_per_batch: int = Field(default=50_000, gt=0)
     # A parsed line can take 25 times its bytes (`[[],[],...`): 2 MiB keeps the keeper's peak near 50 MB.
     max_line_bytes: ByteCount = 2 * 1024**2

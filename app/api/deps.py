@@ -9,13 +9,14 @@ from typing import Annotated, Any, TypeVar
 import orjson
 from fastapi import Depends, Request
 from pydantic import ValidationError
+from sqlalchemy.orm import Session
 
 from app.api.errors import ApiError, from_validation, invalid_value, too_large
 from app.api.schemas import RequestBody
 from app.db.pages import UnknownCursor
 from app.db.session import Database
 from app.settings import Settings
-from app.storage import Storage
+from app.storage import BlobWriter, Storage
 
 MAX_JSON_BYTES = 1 << 20
 
@@ -61,6 +62,23 @@ def known_cursor(after: str | None) -> Iterator[None]:
     except UnknownCursor:
         message = f"Invalid 'after': there is no object with the id '{after}'."
         raise invalid_value("after", message) from None
+
+
+@contextmanager
+def saving(service: Service, blob: BlobWriter) -> Iterator[Session]:
+    """Make `blob` durable, then hand out the transaction for its row: a row never points at nothing.
+
+    The blob goes where the block fails. Where the commit does, nobody knows whether the row is there: the
+    blob then stays, and the keeper removes it in time if it has no row.
+    """
+    storage_key = blob.commit()
+    with service.database.begin() as session:
+        try:
+            yield session
+            session.flush()
+        except BaseException:
+            service.storage.delete(storage_key)
+            raise
 
 
 def json_body(model: type[Body]) -> Callable[[Request], Awaitable[Body]]:

@@ -6,10 +6,10 @@ from fastapi import APIRouter, Query, Request, Response
 from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 
-from app.api.deps import Service, ServiceDep, known_cursor, may_be_id
+from app.api.deps import Service, ServiceDep, known_cursor, may_be_id, saving
 from app.api.download import blob_response
 from app.api.errors import conflict, not_found
-from app.api.incoming import FILE_FIELD, TEXT_FIELDS, IncomingFields, IncomingFile, file_too_large
+from app.api.incoming import FILE_FIELD, TEXT_FIELDS, IncomingFields, IncomingFile, check_declared_bytes
 from app.api.multipart import FormParser, form_boundary, receive_form
 from app.api.schemas import FileDeleted, FileList, FileObject
 from app.db import files
@@ -18,9 +18,6 @@ from app.db.session import now
 from app.storage import BlobWriter
 
 router = APIRouter(prefix="/v1/files")
-
-# Room for the form around the file: beyond it the declared length alone shows that the file is too large.
-FORM_OVERHEAD_BYTES = 64 << 10
 
 _UPLOAD_FORM = {
     "type": "object",
@@ -40,9 +37,7 @@ async def create_file(request: Request, service: ServiceDep) -> FileObject:
     """Store an upload. The one asynchronous handler: its body must not be held in memory."""
     boundary = form_boundary(request)
     max_bytes = service.settings.max_file_bytes
-    declared = request.headers.get("content-length", "")
-    if declared.isdecimal() and int(declared) > max_bytes + FORM_OVERHEAD_BYTES:
-        raise file_too_large(max_bytes)
+    check_declared_bytes(request, FILE_FIELD, max_bytes)
     with await run_in_threadpool(service.storage.create) as blob:
         incoming = IncomingFile(blob, max_bytes=max_bytes, max_line_bytes=service.settings.max_line_bytes)
         form = FormParser(boundary, incoming, file_field=FILE_FIELD, text_fields=TEXT_FIELDS)
@@ -101,22 +96,16 @@ def file_content(request: Request, service: ServiceDep, file_id: str) -> Respons
 
 
 def _save(service: Service, fields: IncomingFields, blob: BlobWriter) -> FileObject:
-    """Make the blob durable, then its row: a row never points at nothing."""
-    storage_key = blob.commit()
-    try:
-        with service.database.begin() as session:
-            row = files.create_file(
-                session,
-                purpose=fields.purpose,
-                filename=fields.filename,
-                num_bytes=fields.num_bytes,
-                storage_key=storage_key,
-                expires_seconds=fields.expires_seconds or service.settings.input_retention_seconds,
-            )
-            return FileObject.of(row)
-    except BaseException:
-        service.storage.delete(storage_key)
-        raise
+    with saving(service, blob) as session:
+        row = files.create_file(
+            session,
+            purpose=fields.purpose,
+            filename=fields.filename,
+            num_bytes=fields.num_bytes,
+            storage_key=blob.key,
+            expires_seconds=fields.expires_seconds or service.settings.input_retention_seconds,
+        )
+        return FileObject.of(row)
 
 
 def _find(session: Session, file_id: str) -> File:

@@ -1,16 +1,28 @@
-"""An uploaded batch file while it comes in: its fields checked, its bytes counted and stored."""
+"""A batch file, or a part of one, while it comes in: its fields checked, its bytes counted and stored."""
 
 import re
 from dataclasses import dataclass
 from typing import Protocol
 
 import orjson
+from starlette.requests import Request
 
-from app.api.errors import ApiError, invalid_value, missing_parameter, too_large, unsupported_value
+from app.api.errors import (
+    ApiError,
+    invalid_value,
+    missing_parameter,
+    too_large,
+    unknown_parameter,
+    unsupported_value,
+)
 
 PURPOSES = ("batch",)
 TEXT_FIELDS = frozenset({"purpose", "expires_after[anchor]", "expires_after[seconds]"})
 FILE_FIELD = "file"
+PART_FIELD = "data"
+
+# Room for the form around a file: beyond it the declared length alone shows that the file is too large.
+FORM_OVERHEAD_BYTES = 64 << 10
 
 MIN_EXPIRY_SECONDS = 3_600
 MAX_EXPIRY_SECONDS = 2_592_000
@@ -34,13 +46,34 @@ class IncomingFields:
     expires_seconds: int | None
 
 
+class IncomingPart:
+    """Receives the form around one part of an upload; see `FormReceiver`."""
+
+    def __init__(self, sink: ByteSink, *, max_bytes: int) -> None:
+        self._sink = sink
+        self._max_bytes = max_bytes
+        self._num_bytes = 0
+
+    def text(self, name: str, value: str) -> None:
+        raise unknown_parameter(name)
+
+    def start_file(self, filename: str) -> None:
+        """Its name is of no use: the upload has one."""
+
+    def write(self, chunk: bytes) -> None:
+        self._num_bytes += len(chunk)
+        if self._num_bytes > self._max_bytes:
+            raise _too_large(PART_FIELD, self._max_bytes)
+        self._sink.write(chunk)
+
+
 class IncomingFile:
     """Receives the parts of an upload form; see `FormReceiver`. Refuses as early as it can."""
 
     def __init__(self, sink: ByteSink, *, max_bytes: int, max_line_bytes: int) -> None:
         self._sink = sink
         self._max_bytes = max_bytes
-        self._first_line = _FirstLine(max_line_bytes)
+        self._first_line = FirstLine(max_line_bytes)
         self._texts: dict[str, str] = {}
         self._filename = ""
         self._num_bytes = 0
@@ -55,12 +88,12 @@ class IncomingFile:
         self._texts[name] = value
 
     def start_file(self, filename: str) -> None:
-        self._filename = _check_filename(filename)
+        self._filename = check_filename(filename, FILE_FIELD)
 
     def write(self, chunk: bytes) -> None:
         self._num_bytes += len(chunk)
         if self._num_bytes > self._max_bytes:
-            raise file_too_large(self._max_bytes)
+            raise _too_large(FILE_FIELD, self._max_bytes)
         self._first_line.push(chunk)
         self._sink.write(chunk)
 
@@ -88,11 +121,18 @@ def check_expiry_seconds(param: str, seconds: int | None) -> None:
         raise invalid_value(param, f"Invalid value for '{param}': expected {allowed}.")
 
 
-def file_too_large(max_bytes: int) -> ApiError:
-    return too_large(f"The file is larger than the limit of {max_bytes} bytes.", param=FILE_FIELD)
+def check_declared_bytes(request: Request, field: str, max_bytes: int) -> None:
+    """Raises `ApiError` where the length of the form alone shows that the file in it is too large."""
+    declared = request.headers.get("content-length", "")
+    if declared.isdecimal() and int(declared) > max_bytes + FORM_OVERHEAD_BYTES:
+        raise _too_large(field, max_bytes)
 
 
-class _FirstLine:
+def _too_large(field: str, max_bytes: int) -> ApiError:
+    return too_large(f"The {field} is larger than the limit of {max_bytes} bytes.", param=field)
+
+
+class FirstLine:
     """Looks at the first line that is not blank: whoever uploads a CSV should hear it at once.
 
     A line longer than `max_bytes` is left to the validation of the batch, which reports it with its number.
@@ -132,14 +172,17 @@ class _FirstLine:
             raise _not_jsonl()
 
 
-def _check_filename(filename: str) -> str:
-    """The name without directories. The SDK calls raw bytes `upload`."""
+def check_filename(filename: str, param: str) -> str:
+    """The name without directories; raises `ApiError` unless it is one of a batch file.
+
+    The SDK calls raw bytes `upload`.
+    """
     name = re.split(r"[/\\]", filename)[-1]
     if name != "upload" and not name.lower().endswith(".jsonl"):
         raise _not_jsonl()
     if len(name) > MAX_FILENAME_CHARS or not name.isprintable():
         message = f"A file name may have at most {MAX_FILENAME_CHARS} characters, all of them printable."
-        raise invalid_value(FILE_FIELD, message)
+        raise invalid_value(param, message)
     return name
 
 

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, StringConstraints
 
-from app.db.models import Batch, File
+from app.db.models import Batch, File, Upload, UploadPart
 
 Purpose = Literal["batch"]
 Anchor = Literal["created_at"]
@@ -38,6 +38,42 @@ class FileDeleted(BaseModel):
     id: str
     object: Literal["file"] = "file"
     deleted: Literal[True] = True
+
+
+class UploadObject(BaseModel):
+    id: str
+    object: Literal["upload"] = "upload"
+    bytes: int  # declared
+    created_at: int
+    filename: str
+    purpose: str
+    status: str
+    expires_at: int
+    file: FileObject | None
+
+    @classmethod
+    def of(cls, row: Upload, file: File | None = None) -> "UploadObject":
+        return cls(
+            id=row.id,
+            bytes=row.bytes,
+            created_at=row.created_at,
+            filename=row.filename,
+            purpose=row.purpose,
+            status=row.status,
+            expires_at=row.expires_at,
+            file=None if file is None else FileObject.of(file),
+        )
+
+
+class UploadPartObject(BaseModel):
+    id: str
+    object: Literal["upload.part"] = "upload.part"
+    created_at: int
+    upload_id: str
+
+    @classmethod
+    def of(cls, row: UploadPart) -> "UploadPartObject":
+        return cls(id=row.id, created_at=row.created_at, upload_id=row.upload_id)
 
 
 class BatchError(BaseModel):
@@ -159,6 +195,19 @@ class RequestBody(BaseModel):
 class ExpiresAfter(RequestBody):
     anchor: Anchor
     seconds: int
+
+
+class UploadCreate(RequestBody):
+    filename: str
+    purpose: str
+    bytes: int
+    mime_type: str  # any: what a batch file is shows in its content
+    expires_after: ExpiresAfter | None = None
+
+
+class UploadComplete(RequestBody):
+    part_ids: list[str]
+    md5: Annotated[str, StringConstraints(pattern=r"^[0-9a-fA-F]{32}$")] | None = None
 
 
 class BatchCreate(RequestBody):

@@ -33,7 +33,7 @@ def create_batch(
 ) -> Batch:
     """A new batch in status `validating`, expiring `window_seconds` from now.
 
-    `output_expires_seconds`: how long its files are kept after they were made; None for the service's default.
+    `output_expires_seconds`: how long its files are kept from their creation; None: the default.
     """
     created_at = now(session)
     batch = Batch(

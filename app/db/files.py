@@ -7,7 +7,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from app.db.ids import new_id
-from app.db.models import Batch, File
+from app.db.models import Batch, File, UploadPart
 from app.db.pages import page_of
 from app.db.session import now
 from app.lifecycle import TERMINAL
@@ -82,5 +82,7 @@ def delete_file(session: Session, file_id: str) -> str | None:
 
 
 def named_keys(session: Session, storage_keys: Collection[str]) -> set[str]:
-    """Those of `storage_keys` that belong to a file."""
-    return set(session.scalars(select(File.storage_key).where(File.storage_key.in_(storage_keys))))
+    """Those of `storage_keys` that belong to a file or to a part of one."""
+    columns = (File.storage_key, UploadPart.storage_key)
+    queries = (select(column).where(column.in_(storage_keys)) for column in columns)
+    return {key for query in queries for key in session.scalars(query)}

@@ -52,6 +52,36 @@ class File(Base):
     __table_args__ = (Index("ix_files_created_at_id", "created_at", "id"),)
 
 
+class Upload(Base):
+    """A file that is to come in parts; with `file_id` once it is complete."""
+
+    __tablename__ = "uploads"
+
+    id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    status: Mapped[str] = mapped_column(String(16))
+    purpose: Mapped[str] = mapped_column(String(32))
+    filename: Mapped[str] = mapped_column(Text)
+    bytes: Mapped[int] = mapped_column(BigInteger)  # declared: what the parts must add up to
+    created_at: Mapped[int] = mapped_column(BigInteger)
+    expires_at: Mapped[int] = mapped_column(BigInteger)
+    file_expires_seconds: Mapped[int | None]  # after the file's creation; None: the service's default
+    file_id: Mapped[str | None] = mapped_column(String(64))
+
+    __table_args__ = (Index("ix_uploads_status_expires_at", "status", "expires_at"),)
+
+
+class UploadPart(Base):
+    """A stored blob that waits for its upload to be completed."""
+
+    __tablename__ = "upload_parts"
+
+    id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    upload_id: Mapped[str] = mapped_column(ForeignKey("uploads.id", ondelete="CASCADE"), index=True)
+    bytes: Mapped[int] = mapped_column(BigInteger)
+    created_at: Mapped[int] = mapped_column(BigInteger)
+    storage_key: Mapped[str] = mapped_column(String(128), unique=True)
+
+
 class Batch(Base):
     """A job. `epoch` grows with every claim: whoever writes must hold the current one."""
 
@@ -67,7 +97,7 @@ class Batch(Base):
     errors: Mapped[list[dict[str, Any]] | None] = mapped_column(Json)  # validation errors
     output_file_id: Mapped[str | None] = mapped_column(String(64))
     error_file_id: Mapped[str | None] = mapped_column(String(64))
-    output_expires_seconds: Mapped[int | None]  # after the output files' creation; None: the service's default
+    output_expires_seconds: Mapped[int | None]  # after the files' creation; None: the service's default
 
     created_at: Mapped[int] = mapped_column(BigInteger)
     expires_at: Mapped[int] = mapped_column(BigInteger)

@@ -21,6 +21,7 @@ from app.settings import Settings
 from app.storage import Storage
 
 MAX_FILE_BYTES = 3 << 20
+MAX_PART_BYTES = 1 << 20
 
 # Nothing here speaks TLS, but a client takes 30 ms to read the system's certificates unless given others.
 _TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
@@ -54,7 +55,13 @@ def running(
     add_routes: Callable[[FastAPI], None] = lambda app: None,
 ) -> Iterator[Server]:
     """Serve during the block, with the routes of `add_routes` besides our own."""
-    settings = Settings(data_dir=data_dir, port=0, model_name="org/tiny-model", max_file_bytes=MAX_FILE_BYTES)
+    settings = Settings(
+        data_dir=data_dir,
+        port=0,
+        model_name="org/tiny-model",
+        max_file_bytes=MAX_FILE_BYTES,
+        max_part_bytes=MAX_PART_BYTES,
+    )
     app = create_app(settings, database, storage)
     add_routes(app)
     requests: list[str] = []

@@ -150,7 +150,10 @@ def test_output_expires_after_is_kept(server: Server) -> None:
     chosen = create(server, output_expires_after={"anchor": "created_at", "seconds": 3_600})
     usual = create(server, extra_body={"output_expires_after": None})
     with server.database.read() as session:
-        kept = {row.id: row.output_expires_seconds for row in batches.list_batches(session, after=None, limit=2)[0]}
+        kept = {
+            row.id: row.output_expires_seconds
+            for row in batches.list_batches(session, after=None, limit=2)[0]
+        }
     assert kept == {chosen.id: 3_600, usual.id: None}
 
 

@@ -5,12 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from openai.types import Batch, FileDeleted, FileObject, Model
+from openai.types import Batch, FileDeleted, FileObject, Model, Upload
+from openai.types.uploads import UploadPart
 
 from app.lifecycle import BatchStatus
 from tests.app.api.conftest import Server
 from tests.app.api.test_batches import create, move
 from tests.app.api.test_files import upload
+from tests.app.api.test_uploads import begin
 
 GOLDEN: dict[str, Any] = json.loads((Path(__file__).parent / "golden.json").read_text())
 
@@ -31,6 +33,8 @@ def keys(value: object) -> object:
     [
         ("file", FileObject),
         ("file_deleted", FileDeleted),
+        ("upload", Upload),
+        ("upload_part", UploadPart),
         ("batch", Batch),
         ("batch_failed", Batch),
         ("model", Model),
@@ -46,6 +50,14 @@ def test_ours_have_the_same_keys(server: Server) -> None:
     assert keys(server.http("GET", "/v1/files?after=" + file_id).json()) == keys(GOLDEN["file_list"])
     assert keys(server.http("DELETE", "/v1/files/" + file_id).json()) == keys(GOLDEN["file_deleted"])
     assert keys(server.http("GET", "/v1/models/org/tiny-model").json()) == keys(GOLDEN["model"])
+    uploading = begin(server, 2).id
+    part_path = f"/v1/uploads/{uploading}/parts"
+    part = server.http("POST", part_path, files={"data": b"{}"}).json()
+    assert keys(part) == keys(GOLDEN["upload_part"])
+    uploaded = server.http(
+        "POST", f"/v1/uploads/{uploading}/complete", json={"part_ids": [part["id"]]}
+    ).json()
+    assert keys(uploaded) == keys(GOLDEN["upload"] | {"file": GOLDEN["file"]})
     failed, done = create(server).id, create(server, metadata={"k": "v"}).id
     errors = GOLDEN["batch_failed"]["errors"]["data"]
     move(server, failed, BatchStatus.FAILED, errors=errors)
