@@ -13,7 +13,7 @@ from app.db.ids import new_id
 from app.db.leases import fence
 from app.db.lines import PendingLine, StoredResult, delete_request_lines, iter_results, iter_unfinished
 from app.db.models import Batch
-from app.db.session import Database, now
+from app.db.session import Database
 from app.lifecycle import BatchStatus
 from app.storage import BlobWriter, Storage
 
@@ -55,7 +55,8 @@ class _Output(NamedTuple):
 def close_batch(database: Database, storage: Storage, batch: Batch, retention_seconds: int) -> None:
     """Shut out who works on `batch`, write its files and end it; nothing if its status has changed since.
 
-    Files are kept for `retention_seconds`. Raises OSError and SQLAlchemyError; it can then be done again.
+    Files are kept for `retention_seconds`, unless the batch says otherwise.
+    Raises OSError and SQLAlchemyError; it can then be done again.
     """
     old = BatchStatus(batch.status)
     ending = _ENDINGS[old]
@@ -127,7 +128,7 @@ def _name_outputs(session: Session, batch_id: str, outputs: list[_Output], reten
             filename=f"{batch_id}_{output.kind}.jsonl",
             num_bytes=output.num_bytes,
             storage_key=output.storage_key,
-            expires_at=now(session) + retention_seconds,
+            expires_seconds=batch.output_expires_seconds or retention_seconds,
         )
         setattr(batch, f"{output.kind}_file_id", file.id)
 

@@ -1,4 +1,4 @@
-"""The keeper moves batches on where no model is needed: it validates new ones and closes those that end.
+"""The keeper moves batches on where no model is needed, and removes what is past its time.
 
 Every duty can be done again after a kill at any point: what it wrote before its last transaction is deleted
 and written anew (lines), or is a blob that no row names, which `sweep` removes.
@@ -18,6 +18,7 @@ from app.db.locks import try_lock
 from app.db.models import Batch
 from app.db.schema import migrate
 from app.db.session import Database
+from app.housekeeping import remove_expired
 from app.settings import Settings
 from app.storage import Storage
 from app.validation import validate_batch
@@ -27,6 +28,7 @@ _log = logging.getLogger(__name__)
 _IDLE_SECONDS = 0.5
 _MAX_BACK_OFF_SECONDS = 30.0
 _SWEEP_INTERVAL_SECONDS = 3_600.0
+_TIDY_INTERVAL_SECONDS = 60.0  # what is expired is out of sight at once; this is when it gives its space back
 # An upload that has stood still for so long is over; a finished blob gets its row within moments.
 _ORPHAN_AGE_SECONDS = 3_600.0
 _KEYS_PER_QUERY = 500
@@ -46,13 +48,15 @@ class Keeper:
         migrate(self._database)
         self._stop = stop_event
         num_failures = 0
-        next_sweep = time.monotonic()
+        duties = [
+            _Periodic(self.sweep, _SWEEP_INTERVAL_SECONDS),
+            _Periodic(self.tidy, _TIDY_INTERVAL_SECONDS),
+        ]
         while not stop_event.is_set():
             try:
-                if time.monotonic() >= next_sweep:
-                    self.sweep()
-                    next_sweep = time.monotonic() + _SWEEP_INTERVAL_SECONDS
                 delay = 0.0 if self.tick() else _IDLE_SECONDS
+                for duty in duties:
+                    duty.do_if_due()
                 num_failures = 0
             except (SQLAlchemyError, OSError):
                 delay = min(_IDLE_SECONDS * 2**num_failures, _MAX_BACK_OFF_SECONDS)
@@ -81,6 +85,12 @@ class Keeper:
             raise troubles[0]
         return bool(to_close or to_validate)
 
+    def tidy(self) -> None:
+        """Remove what is past its time."""
+        num_blobs = remove_expired(self._database, self._storage)
+        if num_blobs:
+            _log.info("Removed %d expired files or parts of uploads", num_blobs)
+
     def sweep(self) -> None:
         """Remove what a killed process left in the storage: old unfinished writes, blobs without a row."""
         blobs = list(self._storage.list_blobs())
@@ -101,6 +111,20 @@ class Keeper:
 
     def _validate(self, batch: Batch) -> None:
         validate_batch(self._database, self._storage, batch, self._settings, self._stop)
+
+
+class _Periodic:
+    """A duty to be done at intervals. After a failure it waits for its next turn: batches come first."""
+
+    def __init__(self, duty: Callable[[], None], interval_seconds: float) -> None:
+        self._duty = duty
+        self._interval_seconds = interval_seconds
+        self._due_at = time.monotonic()
+
+    def do_if_due(self) -> None:
+        if time.monotonic() >= self._due_at:
+            self._due_at = time.monotonic() + self._interval_seconds
+            self._duty()
 
 
 def _attempt(duty: Callable[[Batch], None], batch: Batch, troubles: list[Exception]) -> bool:

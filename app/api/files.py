@@ -14,7 +14,6 @@ from app.api.multipart import FormParser, form_boundary, receive_form
 from app.api.schemas import FileDeleted, FileList, FileObject
 from app.db import files
 from app.db.models import File
-from app.db.session import now
 from app.storage import BlobWriter
 
 router = APIRouter(prefix="/v1/files")
@@ -109,7 +108,7 @@ def _save(service: Service, fields: IncomingFields, blob: BlobWriter) -> FileObj
 
 
 def _find(session: Session, file_id: str) -> File:
-    row = files.get_file(session, file_id) if may_be_id(file_id) else None
-    if row is None or (row.expires_at is not None and row.expires_at <= now(session)):
+    row = files.live_file(session, file_id) if may_be_id(file_id) else None
+    if row is None:
         raise not_found(f"No such File object: {file_id}", param="id")
     return row

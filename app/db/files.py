@@ -3,14 +3,16 @@
 from collections.abc import Collection, Sequence
 from typing import Literal
 
-from sqlalchemy import select
+from sqlalchemy import delete, exists, or_, select
 from sqlalchemy.orm import Session
 
 from app.db.ids import new_id
 from app.db.models import Batch, File, UploadPart
 from app.db.pages import page_of
-from app.db.session import now
+from app.db.session import now, unix_now
 from app.lifecycle import TERMINAL
+
+_IS_IN_USE = exists().where(Batch.input_file_id == File.id, Batch.status.not_in(TERMINAL))
 
 
 class FileInUse(Exception):
@@ -43,8 +45,14 @@ def create_file(
 
 
 def get_file(session: Session, file_id: str) -> File | None:
-    """The file, or None."""
+    """The file, expired or not, or None."""
     return session.get(File, file_id)
+
+
+def live_file(session: Session, file_id: str) -> File | None:
+    """The file, or None where there is none or its time is up."""
+    file = session.get(File, file_id)
+    return None if file is None or not file.is_there_at(now(session)) else file
 
 
 def list_files(
@@ -57,9 +65,9 @@ def list_files(
 ) -> tuple[Sequence[File], bool]:
     """Up to `limit` files after the file `after`, by time of creation, and whether there are more.
 
-    Raises UnknownCursor if there is no file `after`.
+    Expired ones are left out. Raises UnknownCursor if there is no file `after`.
     """
-    query = select(File)
+    query = select(File).where(or_(File.expires_at.is_(None), File.expires_at > unix_now()))
     if purpose is not None:
         query = query.where(File.purpose == purpose)
     return page_of(session, query, File, after=after, limit=limit, order=order)
@@ -73,12 +81,19 @@ def delete_file(session: Session, file_id: str) -> str | None:
     file = session.get(File, file_id, with_for_update=True)
     if file is None:
         return None
-    in_use = select(Batch.id).where(Batch.input_file_id == file_id, Batch.status.not_in(TERMINAL)).limit(1)
-    if session.scalar(in_use) is not None:
+    if session.scalar(select(File.id).where(File.id == file_id, _IS_IN_USE)) is not None:
         raise FileInUse(file_id)
     session.delete(file)
     session.flush()
     return file.storage_key
+
+
+def take_expired_files(session: Session, limit: int) -> tuple[int, list[str]]:
+    """Delete up to `limit` rows of expired files that no batch needs: how many, and the keys of the blobs."""
+    query = select(File.id).where(File.expires_at <= unix_now(), ~_IS_IN_USE)
+    file_ids = session.scalars(query.limit(limit).with_for_update(of=File, skip_locked=True)).all()
+    statement = delete(File).where(File.id.in_(file_ids)).returning(File.storage_key)
+    return len(file_ids), list(session.scalars(statement))
 
 
 def named_keys(session: Session, storage_keys: Collection[str]) -> set[str]:

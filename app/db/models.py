@@ -46,10 +46,14 @@ class File(Base):
     filename: Mapped[str] = mapped_column(Text)
     bytes: Mapped[int] = mapped_column(BigInteger)
     created_at: Mapped[int] = mapped_column(BigInteger)
-    expires_at: Mapped[int | None] = mapped_column(BigInteger)
+    expires_at: Mapped[int | None] = mapped_column(BigInteger, index=True)
     storage_key: Mapped[str] = mapped_column(String(128), unique=True)
 
     __table_args__ = (Index("ix_files_created_at_id", "created_at", "id"),)
+
+    def is_there_at(self, moment: int) -> bool:
+        """Whether the file can still be used at `moment`, in unix seconds."""
+        return self.expires_at is None or self.expires_at > moment
 
 
 class Upload(Base):

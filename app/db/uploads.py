@@ -127,13 +127,13 @@ def cancel_upload(session: Session, upload: Upload) -> list[str]:
     return _take_parts(session, [upload.id])
 
 
-def expire_uploads(session: Session, limit: int) -> list[str]:
-    """Mark up to `limit` uploads that were not completed in time; keys of their parts."""
+def expire_uploads(session: Session, limit: int) -> tuple[int, list[str]]:
+    """Mark up to `limit` uploads that were not completed in time: how many, and the keys of their parts."""
     query = select(Upload).where(Upload.status == UploadStatus.PENDING, Upload.expires_at <= unix_now())
     uploads = session.scalars(query.limit(limit).with_for_update(skip_locked=True)).all()
     for upload in uploads:
         upload.status = UploadStatus.EXPIRED
-    return _take_parts(session, [upload.id for upload in uploads])
+    return len(uploads), _take_parts(session, [upload.id for upload in uploads])
 
 
 def forget_uploads(session: Session, seconds: int) -> int:

@@ -29,7 +29,12 @@ def upload(database: Database, storage: Storage, data: bytes, purpose: str = "ba
         key = writer.commit()
     with database.begin() as session:
         file = create_file(
-            session, purpose=purpose, filename="in", num_bytes=len(data), storage_key=key, expires_at=None
+            session,
+            purpose=purpose,
+            filename="in",
+            num_bytes=len(data),
+            storage_key=key,
+            expires_seconds=None,
         )
     return file.id
 

@@ -95,7 +95,7 @@ def test_an_input_that_is_not_there(database: Database, storage: Storage, keeper
     with database.begin() as session:
         missing_row = add_batch(session, "file-unknown")
         blobless = create_file(
-            session, purpose="batch", filename="f", num_bytes=1, storage_key="0" * 32, expires_at=None
+            session, purpose="batch", filename="f", num_bytes=1, storage_key="0" * 32, expires_seconds=None
         )
         missing_blob = add_batch(session, blobless.id)
     wrong = upload(database, storage, b"{}", purpose="user_data")

@@ -61,9 +61,10 @@ def test_only_what_is_late_expires(database: Database) -> None:
     with database.begin() as session:
         assert cancel_upload(session, session.get_one(Upload, cancelled)) == ["d"]
     with database.begin() as session:
-        assert sorted(expire_uploads(session, limit=10)) == ["a", "b"]
+        num_uploads, keys = expire_uploads(session, limit=10)
+        assert (num_uploads, sorted(keys)) == (1, ["a", "b"])
     with database.begin() as session:
-        assert expire_uploads(session, limit=10) == []
+        assert expire_uploads(session, limit=10) == (0, [])
     assert status_of(database, late) == UploadStatus.EXPIRED
     assert status_of(database, in_time) == UploadStatus.PENDING
     assert status_of(database, cancelled) == UploadStatus.CANCELLED
