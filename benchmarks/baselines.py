@@ -19,7 +19,8 @@ from engine.simulation import SimulatedRun, TraceBuilder
 #   Block size 16, gpu_memory_utilization 0.9, max_num_seqs 256: vLLM 0.6.4's defaults; a watermark of 1 % of
 #   the blocks stays free at admission. Chunked prefill with 2,048 tokens a step: the default was 512 until
 #   then ("not optimized for throughput", says its own comment) and 2,048 from the next release on.
-#   1024 sequences and 8,192 tokens: vLLM v1's defaults for offline use (the former on large cards).
+#   1024 sequences and 8,192 tokens: vLLM v1's defaults for offline use (the former on large cards). There
+#   blocks can be hit from the moment they are scheduled, within the same step too; in 0.6.4 from the next.
 #   SGLang 0.4.1: chunked_prefill_size 8192, mem_fraction_static 0.88, longest prefix match switched off
 #   above 128 waiting; expected share of max_tokens 0.7, falling to 0.1 over 600 decode steps.
 UTILIZATION = 0.9
@@ -70,10 +71,12 @@ class _Engine:
         cost: CostModel,
         cache: PrefixCache,
         max_batch_tokens: int,
+        hits_within_step: bool = False,
     ) -> None:
         self.cost = cost
         self.cache = cache
         self.max_batch_tokens = max_batch_tokens
+        self.hits_within_step = hits_within_step
         self.waiting = deque(
             _Running(chain, len(request.prompt_ids), output, index)
             for index, (request, output, chain) in enumerate(
@@ -118,6 +121,8 @@ class _Engine:
         # After a preemption the row of the last known token is the decode row that was due.
         is_last = request.num_computed == request.target
         self.num_computed += num_rows - (is_last and request.num_generated > 0)
+        if self.hits_within_step:
+            self.cache.mark_computed(request.chain, request.num_computed)
         step.rows.append(num_rows)
         step.keys.append(request.num_computed)
         step.num_sampled += is_last
@@ -184,6 +189,7 @@ class StreamingEngine(_Engine):
         *,
         max_seqs: int,
         max_batch_tokens: int,
+        hits_within_step: bool = False,
         kv_memory_bytes: int | None = None,
     ) -> None:
         memory = kv_memory_bytes or cost.kv_memory_bytes(
@@ -191,7 +197,7 @@ class StreamingEngine(_Engine):
         )
         num_blocks = memory // (16 * cost.kv_bytes_per_token)
         cache = PrefixCache(requests, num_blocks=num_blocks, block_size=16, whole_entries=False)
-        super().__init__(requests, output_lengths, cost, cache, max_batch_tokens)
+        super().__init__(requests, output_lengths, cost, cache, max_batch_tokens, hits_within_step)
         self._max_seqs = max_seqs
         self._watermark = int(num_blocks * WATERMARK)
 

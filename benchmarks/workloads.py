@@ -43,7 +43,7 @@ def micro(
 def spider_sql(*, seed: int, model: str, output: int = 32) -> list[Line]:
     """All prompts of spider_sql through the chat template, shuffled."""
     body = {"model": model, "max_tokens": output, "temperature": 0, "ignore_eos": True}
-    rows = list(_read_evals("sql/spider_sql.jsonl"))
+    rows = list(read_evals("sql/spider_sql.jsonl"))
     random.Random(seed).shuffle(rows)
     return [_line(i, "/v1/chat/completions", body | {"messages": row["input"]}) for i, row in enumerate(rows)]
 
@@ -67,7 +67,7 @@ def _line(index: int, url: str, body: Line) -> Line:
     return {"custom_id": f"request-{index}", "method": "POST", "url": url, "body": body}
 
 
-def _read_evals(member: str) -> Iterator[Line]:
+def read_evals(member: str) -> Iterator[Line]:
     """One file out of the `evals` package, fetched once into the cache."""
     cached = Path(platformdirs.user_cache_dir("batchllm")) / "evals" / member
     if not cached.exists():

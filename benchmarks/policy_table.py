@@ -1,0 +1,82 @@
+"""Every policy on every job, simulated; figures go to a file as they come, so that a stopped run goes on.
+
+python -m benchmarks.policy_table --results policies.jsonl            # all pairs, all jobs
+python -m benchmarks.policy_table --results sweep.jsonl --sweep       # sharing degree x prefix length
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from benchmarks.jobs import JOBS, Job, shared_prefixes
+from benchmarks.simulate import ORDERING, SHARING, bounds, cost_model, figures, run_policy
+
+RIVAL_RUNS = ("lru", "lru-1024", "lru-sorted", "lru-1024-sorted", "lpm", "lpm-sorted")
+PAIRS = tuple(f"{sharing}/{order}" for sharing in SHARING for order in ORDERING)
+DEGREES = (2, 4, 8, 16, 32, 64)
+PREFIXES = (256, 1024, 2000, 4000, 8000, 16000)
+SWEEP_POLICIES = ("lru", "lru-sorted", "lpm", "batchllm")
+SWEEP_REQUESTS = 3200
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--results", type=Path, required=True)
+    parser.add_argument("--sweep", action="store_true")
+    parser.add_argument("--hardware", default="a100")
+    parser.add_argument("--model", default="llama-3.1-8b")
+    parser.add_argument("--workloads", nargs="+", choices=sorted(JOBS), default=list(JOBS))
+    parser.add_argument("--policies", nargs="+", default=[*RIVAL_RUNS, *PAIRS])
+    parser.add_argument("--scale", type=float, default=1.0)
+    args = parser.parse_args()
+    if args.sweep:
+        for degree in DEGREES:
+            for prefix in PREFIXES:
+                name = f"{prefix} x {degree}"
+                job = shared_prefixes(name, SWEEP_REQUESTS, prefix, 200, 100, degree, seed=0, scale=1.0)
+                _run(job, SWEEP_POLICIES, args)
+    else:
+        for workload in args.workloads:
+            _run(JOBS[workload](seed=0, scale=args.scale), args.policies, args)
+    print(table(_read(args.results)))
+
+
+def _run(job: Job, policies: tuple[str, ...], args: argparse.Namespace) -> None:
+    done = {(row["workload"], row["policy"]) for row in _read(args.results)}
+    missing = [policy for policy in policies if (job.name, policy) not in done]
+    if not missing:
+        return
+    cost = cost_model(args.hardware, args.model)
+    job_bounds = bounds(job, cost)
+    for policy in missing:
+        row = {"workload": job.name, "policy": policy, "requests": len(job.prompts)}
+        row |= figures(run_policy(job, policy, cost), cost, job_bounds)
+        with args.results.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Markdown: a row a policy and job."""
+    head = (
+        "| job | policy | saving | of bound | s | of optimum | KV peak GiB | shared KV GiB-steps | valley |"
+    )
+    lines = [head, "|---" * 9 + "|"]
+    for row in rows:
+        of_bound = "-" if row["saving_of_bound"] is None else f"{row['saving_of_bound']:.3f}"
+        lines.append(
+            f"| {row['workload']} | {row['policy']} | {row['token_saving']:.4f} | {of_bound} "
+            f"| {row['seconds']:.1f} | {row['share_of_optimum']:.3f} | {row['peak_kv_bytes'] / 2**30:.1f} "
+            f"| {row['shared_kv_byte_steps'] / 2**30:.0f} | {row['valley_share']:.3f} |"
+        )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
