@@ -13,6 +13,7 @@ from typing import Any, NoReturn, Protocol
 import orjson
 from filelock import FileLock, Timeout
 
+from app.batch_engine import BatchEngine
 from app.db.batches import create_batch, get_batch, list_batches
 from app.db.files import create_file, get_file
 from app.db.models import Batch
@@ -24,7 +25,7 @@ from app.openai.endpoints import ENDPOINTS
 from app.progress import OnProgress
 from app.settings import DAY_SECONDS, Settings, StartupError
 from app.storage import Storage
-from app.worker import BatchEngine, Progress, Worker
+from app.worker import Progress, Worker
 from engine.stats import EngineStats
 
 WINDOW_DAYS = 3650  # a job of one's own has no deadline

@@ -66,7 +66,7 @@ class ResultQueue:
     """The results of one claim on their way to the database. Filled by the worker, emptied by the recorder.
 
     num_completed, num_failed: committed under this claim.
-    is_urgent: no more will come, so what waits is written at once.
+    is_urgent: what waits is written at once.
     is_lost: the claim is lost; whatever waits or still comes is discarded.
     num_in_doubt: size of the chunk at the front whose commit ended in an outage: it may be stored or not.
     """
@@ -118,8 +118,15 @@ class Recorder:
     def finish(self, queue: ResultQueue) -> bool:
         """Whether nothing waits in the queue any more: it then leaves. Else it is hurried."""
         with self._changed:
+            if not self.hurry(queue):
+                return False
+            self._queues.remove(queue)
+            return True
+
+    def hurry(self, queue: ResultQueue) -> bool:
+        """Whether nothing waits in the queue; what does is then written at once."""
+        with self._changed:
             if not queue.waiting or queue.is_lost:
-                self._queues.remove(queue)
                 return True
             queue.is_urgent = True
             self._changed.notify_all()
@@ -202,6 +209,7 @@ class Recorder:
         num_completed = sum(result.ok for result in chunk)
         del queue.waiting[: len(chunk)]
         queue.num_in_doubt = 0
+        queue.is_urgent = queue.is_urgent and bool(queue.waiting)
         queue.oldest_at = time.monotonic()
         queue.num_completed += num_completed
         queue.num_failed += len(chunk) - num_completed

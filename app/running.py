@@ -1,7 +1,7 @@
 """One claimed batch while it runs: which of its lines still have to be answered, and how they are."""
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from app.db.ids import new_id
@@ -11,16 +11,18 @@ from app.heartbeat import Watch
 from app.openai.body import BodyError
 from app.openai.endpoints import ENDPOINTS, Endpoint
 from app.results import ResultQueue, failure, success
+from app.suspects import WATCHED_LINES, is_suspect, num_to_admit
 from app.translation import TranslatedLine
 from engine.request import Completion, Refusal, Request
 
 
 @dataclass(frozen=True, slots=True)
 class RunningLine:
-    """A line that the engine holds. `model`: the name its body asked for."""
+    """A line in the engine's words. `model`: the name its body asked for."""
 
     line: PendingLine
     model: str
+    request: Request
 
     @property
     def attempt(self) -> int:
@@ -29,13 +31,20 @@ class RunningLine:
 
 @dataclass(eq=False)
 class RunningBatch:
-    """State of a claim. `unanswered`: the lines that the engine holds, by request id."""
+    """State of a claim.
+
+    waiting: lines that are not in the engine yet, the next one last.
+    unanswered: the lines that the engine holds, by request id.
+    undone: lines that left the engine without an answer; their attempts are to be taken back.
+    """
 
     claim: Claim
     watch: Watch
     queue: ResultQueue
     fingerprint: str
+    waiting: list[RunningLine] = field(default_factory=list)
     unanswered: dict[int, RunningLine] = field(default_factory=dict)
+    undone: list[PendingLine] = field(default_factory=list)
 
     @property
     def endpoint(self) -> Endpoint:
@@ -51,17 +60,44 @@ class RunningBatch:
         """Whether the batch is to leave the engine: cancelled, closed, or lost."""
         return self.is_lost or not self.watch.is_running
 
-    def admit(self, translated: Iterable[TranslatedLine]) -> tuple[list[Request], list[NewResult]]:
-        """Splits lines into requests for the engine and results of those whose body is refused."""
-        requests: list[Request] = []
+    @property
+    def has_lines(self) -> bool:
+        """Whether lines are left to run or to answer."""
+        return bool(self.waiting or self.unanswered)
+
+    def take_in(self, translated: Iterable[TranslatedLine]) -> list[NewResult]:
+        """Lets translated lines wait; results of those whose body is refused."""
         refused: list[NewResult] = []
         for line, outcome in ((item.line, item.outcome) for item in translated):
             if isinstance(outcome, BodyError):
                 refused.append(failure(line, line.attempts, outcome))
                 continue
-            self.unanswered[line.id] = RunningLine(line, outcome.model)
-            requests.append(Request(line.id, outcome.prompt_ids, outcome.sampling))
-        return requests, refused
+            request = Request(line.id, outcome.prompt_ids, outcome.sampling)
+            self.waiting.append(RunningLine(line, outcome.model, request))
+        return refused
+
+    def line_up(self) -> None:
+        """Orders the waiting lines: the most suspect first; where few run at a time, alike prompts adjoin."""
+        if any(is_suspect(running.line.attempts) for running in self.waiting):
+            self.waiting.sort(key=lambda one: (one.line.attempts, one.request.prompt_ids.tobytes()))
+
+    def next_lines(self) -> list[RunningLine]:
+        """The waiting lines that may join the engine now."""
+        next_deaths = [running.line.attempts for running in reversed(self.waiting[-WATCHED_LINES:])]
+        in_engine = [running.line.attempts for running in self.unanswered.values()] if next_deaths else []
+        num_lines = num_to_admit(next_deaths, len(self.waiting), in_engine)
+        return self.waiting[len(self.waiting) - num_lines :]
+
+    def enter(self, lines: Sequence[RunningLine]) -> None:
+        """Notes that the last of the waiting lines are in the engine."""
+        del self.waiting[len(self.waiting) - len(lines) :]
+        self.unanswered.update((running.line.id, running) for running in lines)
+
+    def leave(self) -> None:
+        """Gives up what is not answered."""
+        self.undone.extend(running.line for running in self.unanswered.values())
+        self.unanswered.clear()
+        self.waiting.clear()
 
     def answer(self, completion: Completion) -> NewResult:
         """The result of a finished request."""

@@ -8,12 +8,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from app.batch_engine import BatchEngine
 from app.db.schema import schema_is_current
 from app.db.session import Database
 from app.outage import OUTAGE, Stopped, reason, ride_out
 from app.settings import Settings, StartupError
 from app.storage import Storage
-from app.worker import BatchEngine, Worker
+from app.worker import Worker
 
 SCHEMA_POLL_SECONDS = 0.2
 

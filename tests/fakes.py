@@ -3,7 +3,7 @@
 import sqlite3
 import time
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -45,6 +45,7 @@ class FakeEngine:
     kv_tokens: requests with more prompt and output tokens than this are refused.
     run_log: file that gets a line with the request id whenever one starts, for counts across processes.
     fail_at_step: that step raises, as a broken device would.
+    poison, on_poison: what happens when a prompt with these bytes starts; `in_engine` has been noted by then.
     """
 
     max_context: int = 1000
@@ -53,6 +54,9 @@ class FakeEngine:
     kv_tokens: int = 10_000
     run_log: Path | None = None
     fail_at_step: int | None = None
+    poison: bytes | None = None
+    on_poison: Callable[[], None] = lambda: None
+    in_engine: frozenset[int] = frozenset()
     tokenizer: ByteTokenizer = field(default_factory=ByteTokenizer)
     stats: EngineStats = field(default_factory=EngineStats)
     starts: Counter[int] = field(default_factory=Counter)
@@ -92,6 +96,9 @@ class FakeEngine:
         if self.run_log is not None:
             with self.run_log.open("a") as log:
                 log.write("".join(f"{request.request_id}\n" for request in requests))
+        if self.poison is not None and any(self.poison in _bytes(request) for request in requests):
+            self.in_engine = frozenset(self.waiting)
+            self.on_poison()
 
     def _complete(self, request: Request) -> Completion:
         answer = request.prompt_ids[::-1][: request.sampling.max_tokens]
@@ -107,6 +114,10 @@ class FakeEngine:
             num_prompt_tokens=len(request.prompt_ids),
             num_cached_tokens=0,
         )
+
+
+def _bytes(request: Request) -> bytes:
+    return bytes(request.prompt_ids.astype(np.uint8))
 
 
 class FlakyDatabase(Database):

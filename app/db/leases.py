@@ -17,13 +17,17 @@ class LeaseLost(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """A worker's right to run a batch, good while `epoch` is the batch's. `storage_key`: of its input."""
+    """A worker's right to run a batch, good while `epoch` is the batch's.
+
+    storage_key: of its input. deaths: how many workers died while they held the batch.
+    """
 
     batch_id: str
     epoch: int
     worker_id: str
     endpoint: str
     storage_key: str
+    deaths: int
 
 
 def claim_batch(session: Session, *, worker_id: str, lease_seconds: int, takeover: bool) -> Claim | None:
@@ -48,11 +52,13 @@ def claim_batch(session: Session, *, worker_id: str, lease_seconds: int, takeove
     if row is None:
         return None
     batch, storage_key = row
+    if batch.lease_owner not in (None, worker_id):
+        batch.deaths += 1  # whoever ends in order gives the lease back
     batch.epoch += 1
     batch.lease_owner = worker_id
     batch.lease_expires_at = unix_now() + lease_seconds
     session.flush()
-    return Claim(batch.id, batch.epoch, worker_id, batch.endpoint, storage_key)
+    return Claim(batch.id, batch.epoch, worker_id, batch.endpoint, storage_key, batch.deaths)
 
 
 def renew_lease(session: Session, claim: Claim, lease_seconds: int) -> BatchStatus | None:
@@ -63,10 +69,11 @@ def renew_lease(session: Session, claim: Claim, lease_seconds: int) -> BatchStat
     return BatchStatus(session.scalars(select(Batch.status).where(Batch.id == claim.batch_id)).one())
 
 
-def release(session: Session, claim: Claim) -> None:
-    """Give the batch back; nothing happens if the claim is lost."""
+def release(session: Session, claim: Claim, *, died: bool = False) -> None:
+    """Give the batch back; nothing happens if the claim is lost. `died`: an error ends the worker."""
     held = update(Batch).where(Batch.id == claim.batch_id, Batch.epoch == claim.epoch)
-    changed_rows(session, held.values(lease_owner=None, lease_expires_at=None))
+    deaths = Batch.deaths + int(died)
+    changed_rows(session, held.values(lease_owner=None, lease_expires_at=None, deaths=deaths))
 
 
 def fence(session: Session, batch_id: str, *, status: BatchStatus, epoch: int) -> int | None:

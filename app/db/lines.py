@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-from sqlalchemy import bindparam, delete, insert, select, update
+from sqlalchemy import delete, exists, insert, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
@@ -13,6 +13,7 @@ from app.db.leases import Claim, LeaseLost, locked_status
 from app.db.models import Batch, LineResult, RequestLine
 
 _READ_CHUNK = 500  # rows held in memory while results are streamed
+_IDS_PER_STATEMENT = 500
 
 
 class DuplicateResult(Exception):
@@ -20,7 +21,10 @@ class DuplicateResult(Exception):
 
 
 class PendingLine(NamedTuple):
-    """A line to run: the input blob's bytes [offset, offset + length). `attempts`: begun so far."""
+    """A line to run: the input blob's bytes [offset, offset + length).
+
+    attempts: begun so far, and not taken back: each ended with the death of a worker.
+    """
 
     id: int
     line: int
@@ -75,14 +79,35 @@ def pending_lines(session: Session, batch_id: str) -> list[PendingLine]:
     return list(iter_unfinished(session, batch_id))
 
 
-def record_attempts(session: Session, claim: Claim, line_ids: Iterable[int]) -> None:
+def record_attempts(session: Session, claim: Claim, lines: Iterable[PendingLine]) -> None:
     """Count one more attempt at each line, to be committed before they run. Raises LeaseLost."""
+    _set_attempts(session, claim, ((line.id, line.attempts + 1) for line in lines))
+
+
+def undo_attempts(session: Session, claim: Claim, lines: Iterable[PendingLine]) -> None:
+    """Take back what `record_attempts` counted: the lines left the engine in order. Raises LeaseLost."""
+    _set_attempts(session, claim, ((line.id, line.attempts) for line in lines))
+
+
+def _set_attempts(session: Session, claim: Claim, attempts_by_id: Iterable[tuple[int, int]]) -> None:
+    """Sets and does not add: what an outage hides may have to be done again."""
     locked_status(session, claim.batch_id, claim.epoch)
-    parameters = [{"line_id": line_id} for line_id in line_ids]
-    if parameters:
-        statement = update(RequestLine).where(RequestLine.id == bindparam("line_id"))
-        statement = statement.values(attempts=RequestLine.attempts + 1)
-        session.connection().execute(statement, parameters)
+    ids_by_attempts: dict[int, list[int]] = {}
+    for line_id, attempts in attempts_by_id:
+        ids_by_attempts.setdefault(attempts, []).append(line_id)
+    for attempts, ids in ids_by_attempts.items():
+        for start in range(0, len(ids), _IDS_PER_STATEMENT):
+            chosen = RequestLine.id.in_(ids[start : start + _IDS_PER_STATEMENT])
+            changed_rows(session, update(RequestLine).where(chosen).values(attempts=attempts))
+
+
+def forgive(session: Session, claim: Claim) -> None:
+    """Take the deaths off the batch's lines without a result: it is known what they came from."""
+    locked_status(session, claim.batch_id, claim.epoch)
+    has_result = exists().where(LineResult.request_line_id == RequestLine.id)
+    lines = update(RequestLine).where(RequestLine.batch_id == claim.batch_id, ~has_result)
+    changed_rows(session, lines.values(attempts=0))
+    changed_rows(session, update(Batch).where(Batch.id == claim.batch_id).values(deaths=0))
 
 
 def record_results(session: Session, claim: Claim, results: Sequence[NewResult]) -> None:

@@ -123,6 +123,7 @@ class Batch(Base):
     epoch: Mapped[int] = mapped_column(Integer, default=0)
     lease_owner: Mapped[str | None] = mapped_column(String(64))
     lease_expires_at: Mapped[int | None] = mapped_column(BigInteger)
+    deaths: Mapped[int] = mapped_column(Integer, server_default="0")  # of workers that held the batch
 
     __table_args__ = (Index("ix_batches_created_at_id", "created_at", "id"),)
 

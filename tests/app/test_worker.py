@@ -47,8 +47,8 @@ def running(worker: Worker) -> Iterator[threading.Event]:
         thread.join()
 
 
-def wait_until(condition: Callable[[], Any]) -> None:
-    give_up_at = time.monotonic() + PATIENCE_SECONDS
+def wait_until(condition: Callable[[], Any], patience_seconds: float = PATIENCE_SECONDS) -> None:
+    give_up_at = time.monotonic() + patience_seconds
     while not condition():
         assert time.monotonic() < give_up_at, "waited in vain"
         time.sleep(0.02)

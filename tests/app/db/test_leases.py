@@ -28,7 +28,7 @@ def test_the_oldest_batch_is_claimed_once(database: Database) -> None:
     batch = read_batch(database, first.batch_id)
     assert (batch.epoch, batch.lease_owner) == (1, "w1")
     assert batch.lease_expires_at is not None
-    assert first == Claim(batch.id, 1, "w1", batch.endpoint, first.storage_key)
+    assert first == Claim(batch.id, 1, "w1", batch.endpoint, first.storage_key, 0)
 
 
 @pytest.mark.parametrize("status", set(BatchStatus) - {_S.IN_PROGRESS})
@@ -54,6 +54,22 @@ def test_a_lapsed_lease_is_taken_over_in_a_new_epoch(database: Database) -> None
         assert renew_lease(session, first, 30) is None
         release(session, first)
     assert read_batch(database, batch_id).lease_owner == "w2"
+
+
+def test_deaths_are_claims_that_nobody_gave_back(database: Database) -> None:
+    batch_id = start_batch(database, 1)
+    for worker_id, deaths in [("w1", 0), ("w2", 1), ("w3", 2)]:
+        claim = _claim(database, worker_id, takeover=True)
+        assert claim is not None
+        assert claim.deaths == deaths
+    with database.begin() as session:
+        release(session, claim)
+    claim = _claim(database, "w4")
+    assert claim is not None
+    assert claim.deaths == 2
+    with database.begin() as session:
+        release(session, claim, died=True)
+    assert read_batch(database, batch_id).deaths == 3
 
 
 def test_takeover_ignores_the_leases_of_others_only(database: Database) -> None:

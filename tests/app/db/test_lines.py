@@ -11,16 +11,18 @@ from app.db.lines import (
     NewResult,
     add_request_lines,
     delete_request_lines,
+    forgive,
     iter_results,
     iter_unfinished,
     pending_lines,
     record_attempts,
     record_results,
+    undo_attempts,
 )
 from app.db.models import RequestLine
 from app.db.session import Database
 from app.lifecycle import BatchStatus
-from tests.app.db.jobs import read_batch, start_batch
+from tests.app.db.jobs import read_batch, set_columns, start_batch
 
 
 def _claim(database: Database) -> Claim:
@@ -61,13 +63,45 @@ def test_deleted_lines_are_gone(database: Database) -> None:
 def test_attempts_are_counted(database: Database) -> None:
     batch_id = start_batch(database, 3)
     claim = _claim(database)
-    with database.read() as session:
-        ids = [line.id for line in pending_lines(session, batch_id)]
-    for line_ids in [ids[:2], ids[1:], []]:
+
+    def attempts() -> list[int]:
+        with database.read() as session:
+            return [line.attempts for line in pending_lines(session, batch_id)]
+
+    for chosen in [slice(2), slice(1, 3), slice(0)]:
+        with database.read() as session:
+            lines = pending_lines(session, batch_id)[chosen]
         with database.begin() as session:
-            record_attempts(session, claim, line_ids)
+            record_attempts(session, claim, lines)
+            record_attempts(session, claim, lines)  # again, after an outage that hid the commit
+    assert attempts() == [1, 2, 1]
+    with database.begin() as session:
+        undo_attempts(session, claim, lines)
+        undo_attempts(session, claim, pending_lines(session, batch_id)[:0])
+    assert attempts() == [1, 2, 1]
     with database.read() as session:
-        assert [line.attempts for line in pending_lines(session, batch_id)] == [1, 2, 1]
+        before = pending_lines(session, batch_id)
+    with database.begin() as session:
+        record_attempts(session, claim, before)
+    assert attempts() == [2, 3, 2]
+    with database.begin() as session:
+        undo_attempts(session, claim, before)
+    assert attempts() == [1, 2, 1]
+
+
+def test_forgiving_spares_lines_that_are_done(database: Database) -> None:
+    batch_id = start_batch(database, 3)
+    claim = _claim(database)
+    set_columns(database, batch_id, deaths=4)
+    with database.begin() as session:
+        lines = pending_lines(session, batch_id)
+        record_attempts(session, claim, lines)
+        record_results(session, claim, [_result(lines[0].id)])
+        forgive(session, claim)
+    with database.read() as session:
+        attempts = session.scalars(select(RequestLine.attempts).order_by(RequestLine.id))
+        assert list(attempts) == [1, 0, 0]
+    assert read_batch(database, batch_id).deaths == 0
 
 
 def test_results_come_with_their_counts(database: Database) -> None:
@@ -111,11 +145,11 @@ def test_nothing_is_written_in_an_old_epoch(database: Database) -> None:
     claim = _claim(database)
     with database.begin() as session:
         assert fence(session, batch_id, status=BatchStatus.IN_PROGRESS, epoch=claim.epoch) == claim.epoch + 1
-        line_id = pending_lines(session, batch_id)[0].id
+        (line,) = pending_lines(session, batch_id)
     with pytest.raises(LeaseLost), database.begin() as session:
-        record_results(session, claim, [_result(line_id)])
+        record_results(session, claim, [_result(line.id)])
     with pytest.raises(LeaseLost), database.begin() as session:
-        record_attempts(session, claim, [line_id])
+        record_attempts(session, claim, [line])
     assert _counts(database, batch_id) == (0, 0, 0, 0, 0)
     with database.read() as session:
         assert pending_lines(session, batch_id)[0].attempts == 0
