@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test test-long check clean
+.PHONY: setup demo test test-long check kernel-table clean
 
 # The stamp makes a second call quick; it is older than pyproject.toml when dependencies changed.
 setup: .venv/installed
@@ -23,6 +23,10 @@ test: setup
 # Slow proofs: kills, exactness on a real file, random schedules at length.
 test-long: setup
 	$(BIN)/python -m pytest -m long --timeout 1500
+
+# Registers, shared memory and instructions of the attention kernels, from builds that need no GPU.
+kernel-table: setup
+	$(BIN)/python -m benchmarks.kernel_report --write docs/kernels.md
 
 # What a reviewer would run first: style, types, who imports whom.
 check: setup

@@ -52,7 +52,7 @@ class Settings(BaseSettings):
     model_name: str | None = None  # the name that requests use; None: from `model`
     cache_dir: Path = Field(default_factory=lambda: user_cache_path("batchllm"))
     device: Literal["cpu", "cuda"] = "cpu"
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None  # None: chosen by device
     kv_memory: ByteCount | None = None  # bytes of keys and values; None: chosen by device
     max_batch_tokens: int = Field(default=1024, gt=0)
     default_max_tokens: int | None = Field(default=None, gt=0)  # of a chat that sets none; None: the context

@@ -2,22 +2,27 @@
 
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 import torch
 
+from engine.attention.backend import AttentionBackend
 from engine.attention.kv_pool import KVPool, kv_bytes_per_token
 from engine.attention.torch_backend import TorchBackend
 from engine.config import EngineConfig
 from engine.engine import Engine
 from engine.errors import EngineConfigError
-from engine.execution.model import load_model
+from engine.execution.model import LoadedModel, load_model
+from engine.execution.peak_memory import free_bytes_beside, fullest_step
 from engine.execution.runner import Runner
 from engine.memory.pages import PagePool
 from engine.planning.lengths import LengthEstimator
 from engine.scheduling.scheduler import Scheduler
 from engine.text.tokenizer import Tokenizer
+
+AttentionFactory = Callable[[KVPool, int, LoadedModel], AttentionBackend]  # the int: page size
 
 # Of the memory that is free when the engine starts: what is left serves activations and the page cache.
 _KV_SHARE_OF_FREE_MEMORY = 0.25
@@ -31,21 +36,29 @@ def build_engine(config: EngineConfig) -> Engine:
 
     Raises ModelNotUsable, ModelRefused, or EngineConfigError where the settings cannot work together.
     """
-    if config.device != "cpu":
-        raise EngineConfigError(f"--device {config.device} is not supported yet: use --device cpu.")
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
     started = time.perf_counter()
-    path, device = Path(config.model_path), torch.device(config.device)
-    loaded = load_model(path, device, getattr(torch, config.dtype))
-    tokenizer = Tokenizer(path)
+    device = _device(config.device)
+    dtype = config.dtype or ("float32" if device.type == "cpu" else "bfloat16")
+    loaded = load_model(Path(config.model_path), device, getattr(torch, dtype))
+    make_attention = torch_attention if device.type == "cpu" else triton_attention
+    return assemble_engine(config, loaded, make_attention, started)
+
+
+def assemble_engine(
+    config: EngineConfig, loaded: LoadedModel, make_attention: AttentionFactory, started: float
+) -> Engine:
+    """The engine around a loaded model. started: when its building began, by time.perf_counter()."""
+    tokenizer = Tokenizer(Path(config.model_path))
     page_bytes = config.page_size * kv_bytes_per_token(loaded.kv_shapes, loaded.dtype)
-    num_pages = _num_pages(config, page_bytes)
-    pool = KVPool(loaded.kv_shapes, num_pages * config.page_size, loaded.dtype, device)
-    attention = TorchBackend(pool, config.page_size, loaded.windows)
+    kv_bytes = config.kv_memory_bytes
+    if kv_bytes is None:
+        kv_bytes = _affordable_kv_bytes(config, loaded, make_attention)
+    num_pages = _num_pages(config, kv_bytes, page_bytes)
     pages = PagePool(num_pages, config.page_size)
     return Engine(
-        run_step=Runner(loaded.model, attention, device).run,
+        run_step=make_runner(loaded, make_attention, num_pages, config.page_size).run,
         scheduler=Scheduler(
             pages,
             max_batch_tokens=config.max_batch_tokens,
@@ -60,14 +73,47 @@ def build_engine(config: EngineConfig) -> Engine:
     )
 
 
+def torch_attention(pool: KVPool, page_size: int, loaded: LoadedModel) -> AttentionBackend:
+    return TorchBackend(pool, page_size, loaded.windows)
+
+
+def triton_attention(pool: KVPool, page_size: int, loaded: LoadedModel) -> AttentionBackend:
+    from engine.attention.triton_backend import TritonBackend  # a CPU needs no Triton
+
+    num_programs = torch.cuda.get_device_properties(loaded.device).multi_processor_count
+    return TritonBackend(pool, page_size, loaded.windows, loaded.num_query_heads, num_programs)
+
+
+def make_runner(
+    loaded: LoadedModel, make_attention: AttentionFactory, num_pages: int, page_size: int
+) -> Runner:
+    """A runner with KV memory of its own."""
+    pool = KVPool(loaded.kv_shapes, num_pages * page_size, loaded.dtype, loaded.device)
+    return Runner(loaded.model, make_attention(pool, page_size, loaded), loaded.device)
+
+
+def _device(name: str) -> torch.device:
+    if name == "cuda" and not torch.cuda.is_available():
+        raise EngineConfigError("--device cuda: torch sees no GPU here; use --device cpu.")
+    return torch.device(name)
+
+
+def _affordable_kv_bytes(config: EngineConfig, loaded: LoadedModel, make_attention: AttentionFactory) -> int:
+    if loaded.device.type == "cpu":
+        return int(psutil.virtual_memory().available * _KV_SHARE_OF_FREE_MEMORY)
+
+    def largest_step() -> None:
+        batch = fullest_step(config.max_batch_tokens, config.page_size)
+        make_runner(loaded, make_attention, len(batch.page_ids), config.page_size).run(batch)
+
+    return free_bytes_beside(largest_step, loaded.device)
+
+
 def _pages_of_one_request(num_pages: int) -> int:
     return max(num_pages - math.ceil(num_pages * _PAGES_FOR_SEGMENT_ENDS), 1)
 
 
-def _num_pages(config: EngineConfig, page_bytes: int) -> int:
-    kv_bytes = config.kv_memory_bytes
-    if kv_bytes is None:
-        kv_bytes = int(psutil.virtual_memory().available * _KV_SHARE_OF_FREE_MEMORY)
+def _num_pages(config: EngineConfig, kv_bytes: int, page_bytes: int) -> int:
     if kv_bytes < page_bytes:
         raise EngineConfigError(
             f"--kv-memory {kv_bytes} bytes hold no page of {config.page_size} tokens: "

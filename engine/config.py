@@ -9,7 +9,8 @@ class EngineConfig:
 
     model_path: local directory with config.json, safetensors and tokenizer files.
     device: "cpu" or "cuda".
-    dtype: "float32", "bfloat16" or "float16": weights, activations and KV.
+    dtype: "float32", "bfloat16" or "float16": weights, activations and KV; None is float32 on the CPU and
+        bfloat16 on a GPU.
     kv_memory_bytes: memory for keys and values of all layers; None lets the engine choose by device.
     max_batch_tokens: most rows computed in one step.
     page_size: KV slots in a page.
@@ -18,7 +19,7 @@ class EngineConfig:
 
     model_path: str
     device: str = "cpu"
-    dtype: str = "float32"
+    dtype: str | None = None
     kv_memory_bytes: int | None = None
     max_batch_tokens: int = 1024
     page_size: int = 16

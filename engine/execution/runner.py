@@ -8,6 +8,7 @@ from engine.attention.backend import AttentionBackend
 from engine.attention.interface import STEP_KWARG
 from engine.execution.sampler import sample
 from engine.scheduling.batch import StepBatch
+from engine.staging import to_device
 
 
 class Runner:
@@ -21,14 +22,13 @@ class Runner:
     @torch.inference_mode()
     def run(self, batch: StepBatch) -> NDArray[np.int32]:
         """The next token of each of the batch's sampled rows, int32 [S]."""
+        columns = (batch.token_ids, batch.positions, batch.sample_rows)
+        token_ids, positions, sample_rows = to_device(columns, torch.int64, self._device)
         logits = self._model(
-            input_ids=self._ids(batch.token_ids)[None],
-            position_ids=self._ids(batch.positions)[None],
-            logits_to_keep=self._ids(batch.sample_rows),
+            input_ids=token_ids[None],
+            position_ids=positions[None],
+            logits_to_keep=sample_rows,
             use_cache=False,
             **{STEP_KWARG: self._attention.plan(batch)},
         ).logits[0]
         return sample(logits, batch)
-
-    def _ids(self, values: NDArray[np.int32]) -> torch.Tensor:
-        return torch.from_numpy(values.astype(np.int64)).to(self._device)

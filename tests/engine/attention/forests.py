@@ -34,6 +34,7 @@ class Node:
 class Step:
     batch: StepBatch
     visible_slots: list[torch.Tensor]  # per row, its whole history, oldest first
+    kv_slots: torch.Tensor  # that hold a token after this step's write
     num_slots: int
 
 
@@ -61,12 +62,13 @@ def random_step(
 
     for _ in range(rng.randint(1, 3)):
         grow(None, 0)
-    return _lay_out(nodes, rng, page_size, scattered, window)
+    return lay_out(nodes, rng, page_size, scattered, window)
 
 
-def _lay_out(
+def lay_out(
     nodes: list[Node], rng: random.Random, page_size: int, scattered: bool, window: int | None
 ) -> Step:
+    """The step of these segments, given in preorder."""
     num_pages = sum(-(-node.kv_len // page_size) for node in nodes) + len(nodes)
     free = list(range(num_pages))
     if scattered:
@@ -93,7 +95,8 @@ def _lay_out(
         below = nodes[index + 1 :]
         end = next((i for i, n in enumerate(below) if n.depth <= node.depth), len(below))
         node.subtree_end = node.row_start + node.num_rows + sum(n.num_rows for n in below[:end])
-    return Step(_batch(nodes, positions, slots), visible, num_pages * page_size)
+    kv_slots = torch.tensor([_slot(node, i, page_size) for node in nodes for i in range(node.kv_len)])
+    return Step(_batch(nodes, positions, slots), visible, kv_slots, num_pages * page_size)
 
 
 def _slot(node: Node, token: int, page_size: int) -> int:

@@ -1,0 +1,43 @@
+"""The Triton backend on the interpreter: whole steps, against the naive twin and the torch backend."""
+
+import pytest
+import torch
+
+from engine.attention.kv_pool import KVPool, KVShape
+from engine.attention.torch_backend import TorchBackend
+from engine.attention.triton_backend import TritonBackend
+from kernels.reference import reference_attention
+from tests.engine.attention.forests import Step, random_step
+
+PAGE_SIZE, HEAD_DIM = 8, 16
+# One window for each layer, other head counts in the last.
+WINDOWS = [None, 9, None]
+HEADS = [(1, 3), (1, 3), (2, 2)]
+
+
+def _pool(step: Step, seed: int) -> KVPool:
+    shapes = [KVShape(num_kv_heads, HEAD_DIM, HEAD_DIM) for num_kv_heads, _ in HEADS]
+    pool = KVPool(shapes, step.num_slots, torch.float32, torch.device("cpu"))
+    generator = torch.Generator().manual_seed(seed)
+    for tensor in [*pool.keys, *pool.values]:
+        tensor.normal_(generator=generator)
+    return pool
+
+
+@pytest.mark.parametrize("seed", [1, 4, 9])
+def test_every_layer_equals_dense_attention_and_the_torch_backend(seed):
+    num_heads = [heads for _, heads in HEADS]
+    for layer, window in enumerate(WINDOWS):
+        step = random_step(seed, page_size=PAGE_SIZE, scattered=True, max_length=20, window=window)
+        pool = _pool(step, seed)
+        torch.manual_seed(seed)
+        query = torch.randn(step.batch.num_tokens, HEADS[layer][1], HEAD_DIM)
+        key, value = torch.randn(2, step.batch.num_tokens, HEADS[layer][0], HEAD_DIM)
+        planned = TritonBackend(pool, PAGE_SIZE, WINDOWS, num_heads, num_programs=1000).plan(step.batch)
+        output = planned.attend(layer, query, key, value, 0.3)
+
+        keys, values = pool.keys[layer], pool.values[layer]
+        dense = reference_attention(query, keys, values, step.visible_slots, 0.3)
+        torch.testing.assert_close(output, dense, rtol=1e-5, atol=1e-5)
+        other = TorchBackend(pool, PAGE_SIZE, WINDOWS).plan(step.batch)
+        torch.testing.assert_close(output, other.attend(layer, query, key, value, 0.3), rtol=2e-5, atol=2e-5)
