@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test test-long check kernel-table clean
+.PHONY: setup demo test test-long check kernel-table gpu-check clean
 
 # The stamp makes a second call quick; it is older than pyproject.toml when dependencies changed.
 setup: .venv/installed
@@ -27,6 +27,10 @@ test-long: setup
 # Registers, shared memory and instructions of the attention kernels, from builds that need no GPU.
 kernel-table: setup
 	$(BIN)/python -m benchmarks.kernel_report --write docs/kernels.md
+
+# On a machine with a GPU: are the kernels right there, and how fast.
+gpu-check: setup
+	$(BIN)/python -m benchmarks.gpu_check
 
 # What a reviewer would run first: style, types, who imports whom.
 check: setup

@@ -49,7 +49,7 @@ def reference_prefix_attention(
     """prefix_attention, item by item and row by row."""
     for item in items.tolist():
         row_start, num_rows, page_start, kv_start, kv_end, _, kv_position, partial_start = item
-        tokens = torch.arange(kv_start, kv_end)
+        tokens = torch.arange(kv_start, kv_end, device=page_ids.device)
         slots = page_ids[page_start + tokens // page_size].long() * page_size + tokens % page_size
         for i in range(num_rows):
             distance = int(positions[row_start + i]) - kv_position - tokens

@@ -24,7 +24,7 @@ seeds, windows = st.integers(0, 2**32), st.sampled_from([None, 1, 7, 30])
 
 
 def _step_and_plan(seed, limits, window, sinks=False):
-    step = random_step(seed, page_size=4, scattered=True, window=window)
+    step = random_step(seed, page_size=4, scattered=True)
     work = build_work_list(step.batch, window)
     return step, plan_tiles(step.batch, work, limits, window=window, sinks=sinks)
 
@@ -47,7 +47,9 @@ def test_rows_meet_their_tokens_exactly_once(seed, limits, window):
                 if visible:
                     page = int(batch.page_ids[page_start + token // 4])
                     seen[row].append(page * 4 + token % 4)
-    assert [sorted(slots) for slots in seen] == [sorted(slots.tolist()) for slots in step.visible_slots]
+    assert [sorted(slots) for slots in seen] == [
+        sorted(slots.tolist()) for slots in step.visible_slots(window)
+    ]
 
 
 @given(seed=seeds, limits=limits, window=windows, sinks=st.booleans())

@@ -14,7 +14,7 @@ from tests.engine.attention.forests import random_step
 def _run(
     seed: int, *, page_size: int, scattered: bool, heads: tuple[int, int], head_dim: int, window: int | None
 ):
-    step = random_step(seed, page_size=page_size, scattered=scattered, window=window)
+    step = random_step(seed, page_size=page_size, scattered=scattered)
     num_kv_heads, num_heads = heads
     generator = torch.Generator().manual_seed(seed)
     pool = KVPool(
@@ -30,7 +30,9 @@ def _run(
     key, value = torch.randn(2, num_rows, num_kv_heads, head_dim, generator=generator)
     planned = TorchBackend(pool, page_size, [window, window]).plan(step.batch)
     output = planned.attend(1, query, key, value, head_dim**-0.5)
-    expected = reference_attention(query, pool.keys[1], pool.values[1], step.visible_slots, head_dim**-0.5)
+    expected = reference_attention(
+        query, pool.keys[1], pool.values[1], step.visible_slots(window), head_dim**-0.5
+    )
     return output, expected
 
 

@@ -3,11 +3,12 @@
 import pytest
 import torch
 
+from benchmarks.steps import Step
 from engine.attention.kv_pool import KVPool, KVShape
 from engine.attention.torch_backend import TorchBackend
 from engine.attention.triton_backend import TritonBackend
 from kernels.reference import reference_attention
-from tests.engine.attention.forests import Step, random_step
+from tests.engine.attention.forests import random_step
 
 PAGE_SIZE, HEAD_DIM = 8, 16
 # One window for each layer, other head counts in the last.
@@ -28,7 +29,7 @@ def _pool(step: Step, seed: int) -> KVPool:
 def test_every_layer_equals_dense_attention_and_the_torch_backend(seed):
     num_heads = [heads for _, heads in HEADS]
     for layer, window in enumerate(WINDOWS):
-        step = random_step(seed, page_size=PAGE_SIZE, scattered=True, max_length=20, window=window)
+        step = random_step(seed, page_size=PAGE_SIZE, scattered=True, max_length=20)
         pool = _pool(step, seed)
         torch.manual_seed(seed)
         query = torch.randn(step.batch.num_tokens, HEADS[layer][1], HEAD_DIM)
@@ -37,7 +38,7 @@ def test_every_layer_equals_dense_attention_and_the_torch_backend(seed):
         output = planned.attend(layer, query, key, value, 0.3)
 
         keys, values = pool.keys[layer], pool.values[layer]
-        dense = reference_attention(query, keys, values, step.visible_slots, 0.3)
+        dense = reference_attention(query, keys, values, step.visible_slots(window), 0.3)
         torch.testing.assert_close(output, dense, rtol=1e-5, atol=1e-5)
         other = TorchBackend(pool, PAGE_SIZE, WINDOWS).plan(step.batch)
         torch.testing.assert_close(output, other.attend(layer, query, key, value, 0.3), rtol=2e-5, atol=2e-5)
