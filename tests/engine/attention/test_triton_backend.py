@@ -25,7 +25,7 @@ def _pool(step: Step, seed: int) -> KVPool:
     return pool
 
 
-@pytest.mark.parametrize("seed", [1, 4, 9])
+@pytest.mark.parametrize("seed", [1, 4])
 def test_every_layer_equals_dense_attention_and_the_torch_backend(seed):
     num_heads = [heads for _, heads in HEADS]
     for layer, window in enumerate(WINDOWS):
