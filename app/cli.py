@@ -182,6 +182,39 @@ def run(
     raise typer.Exit(exit_code)
 
 
+@app.command()
+def plan(
+    context: typer.Context,
+    input: Annotated[Path, typer.Argument(help="Batch file, JSONL.", show_default=False)],
+    hardware: Annotated[str, typer.Option(help="cpu (this machine), a100, h100, h200 or mi300x.")] = "cpu",
+    as_json: Annotated[bool, _option("Print one JSON object as the last line.", "--json")] = False,
+    model: Model = None,
+    model_name: ModelName = None,
+    kv_memory: KvMemory = None,
+    max_batch_tokens: MaxBatchTokens = None,
+    threads: Threads = None,
+    cache_dir: CacheDir = None,
+) -> None:
+    """Tell what a batch file would cost and which lines would fail; nothing runs.
+
+    --model also takes names such as llama-3.1-8b: priced by size, counted by the default tokenizer.
+    """
+    from engine.hardware import HARDWARE, MODELS
+
+    shape_name = model if model in MODELS else None
+    if shape_name is not None:
+        context.params["model"] = None
+    with _start("plan", context) as settings:
+        from app.dry_run import dry_run, summary
+
+        if hardware not in ("cpu", *HARDWARE):
+            raise StartupError(f"No hardware {hardware!r} is known: choose cpu, {', '.join(HARDWARE)}.")
+        if not input.is_file():
+            raise StartupError(f"The input {input} is not a file that can be read: check the path.")
+        planned = dry_run(input, settings, hardware, shape_name)
+        typer.echo(planned.as_json() if as_json else summary(planned))
+
+
 def main() -> None:
     app()
 

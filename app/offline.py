@@ -252,7 +252,7 @@ class _OfflineRun:
             self._batch = create_batch(
                 session,
                 input_file_id=file.id,
-                endpoint=_endpoint_of(self._job.input),
+                endpoint=endpoint_of(self._job.input),
                 completion_window=f"{WINDOW_DAYS}d",
                 window_seconds=WINDOW_DAYS * DAY_SECONDS,
                 metadata=None,
@@ -313,7 +313,7 @@ class _OfflineRun:
         temporary.replace(target)
 
 
-def _endpoint_of(path: Path) -> str:
+def endpoint_of(path: Path) -> str:
     """The endpoint that the first line names; where it names none, validation will say so."""
     with path.open("rb") as file:
         first = next((line for line in file if line.strip()), b"")

@@ -13,7 +13,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-from benchmarks.baselines import RadixEngine, StreamingEngine
 from benchmarks.jobs import JOBS, Job
 from engine.cost_model import CostModel
 from engine.hardware import HARDWARE, MODELS
@@ -34,6 +33,7 @@ from engine.planning.sharing import (
     share_optimally,
     share_single_level,
 )
+from engine.rivals import RadixEngine, StreamingEngine
 from engine.simulation import SimulatedRun, job_work, simulate
 
 SHARING = ("none", "system-prompt", "single-level", "optimal")

@@ -70,7 +70,7 @@ def assemble_engine(
         ),
         pool=pages,
         tokenizer=tokenizer,
-        max_context=min(loaded.max_context, _pages_of_one_request(num_pages) * config.page_size),
+        max_context=min(loaded.max_context, pages_of_one_request(num_pages) * config.page_size),
         page_bytes=page_bytes,
         load_seconds=time.perf_counter() - started,
     )
@@ -101,9 +101,14 @@ def _device(name: str) -> torch.device:
     return torch.device(name)
 
 
+def default_kv_bytes() -> int:
+    """Memory for keys and values on a CPU where the configuration names none."""
+    return int(psutil.virtual_memory().available * _KV_SHARE_OF_FREE_MEMORY)
+
+
 def _affordable_kv_bytes(config: EngineConfig, loaded: LoadedModel, make_attention: AttentionFactory) -> int:
     if loaded.device.type == "cpu":
-        return int(psutil.virtual_memory().available * _KV_SHARE_OF_FREE_MEMORY)
+        return default_kv_bytes()
 
     def largest_step() -> None:
         batch = fullest_step(config.max_batch_tokens, config.page_size)
@@ -112,7 +117,7 @@ def _affordable_kv_bytes(config: EngineConfig, loaded: LoadedModel, make_attenti
     return free_bytes_beside(largest_step, loaded.device)
 
 
-def _pages_of_one_request(num_pages: int) -> int:
+def pages_of_one_request(num_pages: int) -> int:
     return max(num_pages - math.ceil(num_pages * _PAGES_FOR_SEGMENT_ENDS), 1)
 
 

@@ -116,7 +116,7 @@ class HardwareProfile:
     elementwise_seconds_per_value: of `ModelShape.elementwise_values_per_row`.
     launch_seconds_per_layer: the host's, hidden wherever the device has more to do.
     host_seconds_per_step: never hidden.
-    item_seconds_per_layer: of one attention item beyond its arithmetic.
+    item_seconds_per_layer: of one attention item of several rows, beyond its arithmetic.
     """
 
     name: str
@@ -267,5 +267,5 @@ class CostModel:
         per_launch = np.maximum(
             np.bincount(work.item_launch, arithmetic), np.bincount(work.item_launch, traffic)
         )
-        calls = len(stacked) * shape.num_layers * hardware.item_seconds_per_layer
+        calls = int((work.item_rows > 1).sum()) * shape.num_layers * hardware.item_seconds_per_layer
         return float(per_launch.sum()) + calls

@@ -1,7 +1,7 @@
 """The planner and the scheduler as they are, driving a runner that only takes time.
 
 Tokens come from given output lengths, seconds from the cost model. What a run did is a `Trace`, one row a
-step; the models of rival engines (benchmarks/baselines.py) leave the same.
+step; the models of rival engines (engine/rivals.py) leave the same.
 """
 
 from collections.abc import Callable, Sequence

@@ -57,7 +57,7 @@ def test_help_needs_no_model_code() -> None:
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert result.stdout.splitlines()[-1] == "set()"
-    for command in ("serve", "api", "keeper", "worker", "pull", "run"):
+    for command in ("serve", "api", "keeper", "worker", "pull", "run", "plan"):
         assert f" {command} " in result.stdout
 
 

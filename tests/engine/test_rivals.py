@@ -5,11 +5,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmarks.baselines import RadixEngine, StreamingEngine
-from benchmarks.prefix_cache import PrefixCache
 from engine.cost_model import CostModel
 from engine.hardware import HARDWARE, MODELS
+from engine.prefix_cache import PrefixCache
 from engine.request import Request, SamplingParams
+from engine.rivals import RadixEngine, StreamingEngine
 from tests.engine.planning.requests import prompt_lists
 
 COST = CostModel(MODELS["llama-3.1-8b"], HARDWARE["a100"])

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from benchmarks.prefix_cache import Entry, PrefixCache
 from engine.cost_model import CostModel, StepWork
+from engine.prefix_cache import Entry, PrefixCache
 from engine.request import Request
 from engine.simulation import SimulatedRun, TraceBuilder
 
@@ -71,6 +71,7 @@ class _Engine:
         cost: CostModel,
         cache: PrefixCache,
         max_batch_tokens: int,
+        num_usable_blocks: int,
         hits_within_step: bool = False,
     ) -> None:
         self.cost = cost
@@ -82,12 +83,15 @@ class _Engine:
             for index, (request, output, chain) in enumerate(
                 zip(requests, output_lengths, cache.chains, strict=True)
             )
+            # What does not fit alone is refused.
+            if -(-(len(request.prompt_ids) + output - 1) // cache.block_size) <= num_usable_blocks
         )
+        self.num_refused = len(requests) - len(self.waiting)
         self.running: list[_Running] = []
         self.num_computed = 0
         self.num_preemptions = 0
         self.trace = TraceBuilder()
-        self.num_prompt_tokens = sum(len(request.prompt_ids) for request in requests)
+        self.num_prompt_tokens = sum(request.prompt_tokens for request in self.waiting)
 
     def run(self) -> SimulatedRun:
         while self.waiting or self.running:
@@ -99,7 +103,11 @@ class _Engine:
             self.trace.add(seconds, sum(step.rows), used, shared)
             self.commit()
         return SimulatedRun(
-            self.trace.build(), self.num_prompt_tokens, self.num_computed, self.num_preemptions
+            self.trace.build(),
+            self.num_prompt_tokens,
+            self.num_computed,
+            self.num_preemptions,
+            self.num_refused,
         )
 
     def next_step(self) -> _Step:
@@ -161,6 +169,12 @@ class _Engine:
                 request for request in self.running if request.num_generated < request.output_tokens
             ]
 
+    def output_blocks(self, request: _Running) -> int:
+        """Blocks that a preempted request needs beside its prompt's and what is left of its output."""
+        leaf = request.chain[-1]
+        needed = -(-self._leaf_tokens(request) // self.cache.block_size)
+        return max(needed - max(leaf.num_cached, leaf.num_blocks), 0)
+
     def _leaf_tokens(self, request: _Running) -> int:
         """Tokens of the request that its own leaf holds, the one to be computed next included."""
         above = sum(entry.num_blocks for entry in request.chain[:-1]) * self.cache.block_size
@@ -197,9 +211,10 @@ class StreamingEngine(_Engine):
         )
         num_blocks = memory // (16 * cost.kv_bytes_per_token)
         cache = PrefixCache(requests, num_blocks=num_blocks, block_size=16, whole_entries=False)
-        super().__init__(requests, output_lengths, cost, cache, max_batch_tokens, hits_within_step)
         self._max_seqs = max_seqs
         self._watermark = int(num_blocks * WATERMARK)
+        usable = num_blocks - self._watermark
+        super().__init__(requests, output_lengths, cost, cache, max_batch_tokens, usable, hits_within_step)
 
     def next_step(self) -> _Step:
         step = _Step()
@@ -208,8 +223,8 @@ class StreamingEngine(_Engine):
             if left and 0 <= request.num_computed < request.target and not self.is_decoding(request):
                 left -= self.prefill(step, request, left)
         while left and self.waiting and len(self.running) < self._max_seqs:
-            output_blocks = -(-self.waiting[0].num_generated // 16)
-            if not self.cache.can_hold(self.waiting[0].chain, output_blocks + self._watermark):
+            extra = self.output_blocks(self.waiting[0])
+            if not self.cache.can_hold(self.waiting[0].chain, extra + self._watermark):
                 break
             self.admit(self.waiting.popleft())
             left -= self.prefill(step, self.running[-1], left)
@@ -234,7 +249,7 @@ class RadixEngine(_Engine):
         )
         num_tokens = memory // cost.kv_bytes_per_token
         cache = PrefixCache(requests, num_blocks=num_tokens, block_size=1, whole_entries=True)
-        super().__init__(requests, output_lengths, cost, cache, max_batch_tokens)
+        super().__init__(requests, output_lengths, cost, cache, max_batch_tokens, num_tokens)
         self._num_decode_steps = 0
 
     def next_step(self) -> _Step:

@@ -1,0 +1,66 @@
+"""`batchllm plan` on a tiny model: figures, failing lines, and what it says about them."""
+
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+
+from app.dry_run import DryRun, dry_run, summary
+from app.settings import Settings
+from tests.models import save_tiny_model
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_model(tmp_path_factory.mktemp("tiny"))
+
+
+def _plan(path: Path, lines: list[dict[str, Any]], model_dir: Path, **settings: Any) -> DryRun:
+    path.write_bytes(b"\n".join(map(orjson.dumps, lines)))
+    configured = Settings(model=str(model_dir), model_name="m", **settings)
+    return dry_run(path, configured, "a100", "qwen2.5-7b")
+
+
+def _line(custom_id: str, prompt: Any, **body: Any) -> dict[str, Any]:
+    body = {"model": "m", "prompt": prompt, "max_tokens": 4} | body
+    return {"custom_id": custom_id, "method": "POST", "url": "/v1/completions", "body": body}
+
+
+def test_figures_longest_prompts_and_plain_json(tmp_path: Path, model_dir: Path) -> None:
+    shared = list(range(3, 103))
+    lines = [_line(f"r{i}", [*shared, *range(3, 4 + i)], ignore_eos=True) for i in range(8)]
+    plan = _plan(tmp_path / "in.jsonl", lines, model_dir)
+    assert plan.estimate.requests == 8
+    assert plan.estimate.output_tokens == 32
+    assert plan.estimate.saving > 0.8
+    assert [prompt.custom_id for prompt in plan.longest_prompts] == ["r7", "r6", "r5", "r4", "r3"]
+    figures = orjson.loads(plan.as_json())
+    assert figures["model"] == "qwen2.5-7b"
+    assert figures["hardware"] == "a100"
+    assert {"prompt_tokens", "unique_tokens", "lru_saving", "bound_saving", "peak_kv_bytes"} <= figures.keys()
+    assert "8 requests" in summary(plan)
+    assert "fail" not in summary(plan)
+
+
+def test_lines_that_would_fail_are_told_and_the_rest_is_priced(tmp_path: Path, model_dir: Path) -> None:
+    lines = [
+        _line("good", "hello"),
+        _line("bad value", "hello", temperature=9),
+        _line("too long", [3] * 600),
+        _line("not our model", "hello", model="other"),
+    ]
+    plan = _plan(tmp_path / "in.jsonl", lines, model_dir)
+    assert plan.estimate.requests == 1
+    assert [line.line for line in plan.failing] == [2, 3]
+    assert [line.line for line in plan.invalid] == [4]
+    assert "The file would be refused: 1 invalid" in summary(plan)
+
+
+def test_what_kv_memory_cannot_hold_fails_too(tmp_path: Path, model_dir: Path) -> None:
+    kv_memory = 16 * 20 * 57_344  # 20 pages of this model
+    lines = [_line("fits", [3] * 40), _line("does not", [3] * 310)]
+    plan = _plan(tmp_path / "in.jsonl", lines, model_dir, kv_memory=kv_memory)
+    assert plan.estimate.requests == 1
+    assert [line.custom_id for line in plan.failing] == ["does not"]
+    assert "1 lines would fail" in summary(plan)
