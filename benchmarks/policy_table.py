@@ -10,7 +10,17 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.jobs import JOBS, Job, shared_prefixes
-from benchmarks.simulate import ORDERING, SHARING, bounds, cost_model, figures, run_policy
+from benchmarks.simulate import (
+    MAX_BATCH_TOKENS,
+    MAX_SAMPLED,
+    ORDERING,
+    SHARING,
+    UTILIZATION,
+    bounds,
+    cost_model,
+    figures,
+    run_policy,
+)
 
 RIVAL_RUNS = ("lru", "lru-1024", "lru-sorted", "lru-1024-sorted", "lpm", "lpm-sorted")
 PAIRS = tuple(f"{sharing}/{order}" for sharing in SHARING for order in ORDERING)
@@ -30,7 +40,8 @@ def main() -> None:
     parser.add_argument("--model", default="llama-3.1-8b")
     parser.add_argument("--workloads", nargs="+", choices=sorted(JOBS), default=list(JOBS))
     parser.add_argument("--policies", nargs="+", default=[*RIVAL_RUNS, *PAIRS])
-    parser.add_argument("--scale", type=float, default=1.0)
+    parser.add_argument("--scale", type=float, default=1.0, help="share of each job's requests")
+    parser.add_argument("--kv-scale", type=float, default=1.0, help="share of the device's KV memory")
     args = parser.parse_args()
     if args.sweep:
         for degree in DEGREES:
@@ -51,9 +62,15 @@ def _run(job: Job, policies: tuple[str, ...], args: argparse.Namespace) -> None:
         return
     cost = cost_model(args.hardware, args.model)
     job_bounds = bounds(job, cost)
+    memory = None
+    if args.kv_scale != 1:
+        left = cost.kv_memory_bytes(
+            max_batch_tokens=MAX_BATCH_TOKENS, max_sampled=MAX_SAMPLED, utilization=UTILIZATION
+        )
+        memory = int(left * args.kv_scale)
     for policy in missing:
         row = {"workload": job.name, "policy": policy, "requests": len(job.prompts)}
-        row |= figures(run_policy(job, policy, cost), cost, job_bounds)
+        row |= figures(run_policy(job, policy, cost, kv_memory_bytes=memory), cost, job_bounds)
         with args.results.open("a") as file:
             file.write(json.dumps(row) + "\n")
 
