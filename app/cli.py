@@ -175,7 +175,7 @@ def run(
         from app.offline import Job
         from app.run_command import run_and_report
 
-        job = Job(input, output, errors or output.with_suffix(".errors.jsonl"))
+        job = Job(input, output, errors or output.parent / f"{output.stem}.errors.jsonl")
         exit_code = run_and_report(
             job, settings, lambda: engine_from_settings(settings), stop_on_signals(), as_json=as_json
         )

@@ -127,8 +127,8 @@ def _check_paths(job: Job) -> None:
     for path in (job.output, job.errors):
         if not path.parent.is_dir():
             raise StartupError(f"The directory {path.parent} does not exist: create it or choose another.")
-        if path.is_dir():
-            raise StartupError(f"{path} is a directory: give the name of a file.")
+        if path.exists() and not path.is_file():  # a device would be replaced, not written to
+            raise StartupError(f"{path} is a directory or a device: give the name of a file.")
 
 
 @contextmanager
@@ -303,14 +303,21 @@ class _OfflineRun:
     def _put_in_place(self, file_id: str | None, target: Path) -> None:
         """The file's bytes under its final name, whole or not at all; no file at all gives an empty one."""
         temporary = target.with_name(f"{target.name}.batchllm-tmp")  # beside it: a rename stays on one disk
-        with temporary.open("wb") as copy:
-            if file_id is not None:
-                with self._database.read() as session:
-                    file = get_file(session, file_id)
-                assert file is not None, file_id
-                with self._storage.open(file.storage_key) as blob:
-                    shutil.copyfileobj(blob, copy, _COPY_BYTES)
-        temporary.replace(target)
+        try:
+            with temporary.open("wb") as copy:
+                if file_id is not None:
+                    with self._database.read() as session:
+                        file = get_file(session, file_id)
+                    assert file is not None, file_id
+                    with self._storage.open(file.storage_key) as blob:
+                        shutil.copyfileobj(blob, copy, _COPY_BYTES)
+            temporary.replace(target)
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            raise StartupError(
+                f"{target} cannot be written ({error.strerror}): the answers are kept; make room or check "
+                "permissions, and run the same command again."
+            ) from error
 
 
 def endpoint_of(path: Path) -> str:

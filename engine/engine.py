@@ -106,8 +106,9 @@ class Engine:
         assert finish_reason is not None, f"request {request.request_id} was returned unfinished"
         text = self.tokenizer.decode(sequence.output_ids)
         watcher = self._watchers.pop(request.request_id, None)
-        if watcher is not None and finish_reason is FinishReason.STOP:
-            text = watcher.cut(text)
+        if watcher is not None and (cut := watcher.cut(text)) != text:
+            # "length" so far where an open character at the very end hid the stop string from the watcher
+            text, finish_reason = cut, FinishReason.STOP
         self._stats.output_tokens += len(sequence.output_ids)
         return Completion(
             request_id=request.request_id,

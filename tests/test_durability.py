@@ -100,6 +100,7 @@ def test_a_batch_survives_kills(tmp_path, smollm2_dir, target):
     _wait(service, batch.id)
     _check_files(service, batch.id, custom_ids)
     redone = Counter(_engine_runs(notes))
+    assert len(redone) == NUM_LINES - NUM_LINES // 50, "runs were not counted"
     print(f"{target}: {num_kills} kills, {sum(redone.values())} engine runs of {len(redone)} lines")
     assert service.stop() == 0
 

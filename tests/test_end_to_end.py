@@ -82,7 +82,7 @@ def test_a_batch_from_upload_to_download(service, tmp_path):
     outputs, errors = _results(service, batch.output_file_id), _results(service, batch.error_file_id)
     assert set(outputs) | set(errors) == {line["custom_id"] for line in lines}
     assert set(errors) == {"line-7", "line-9"}
-    assert errors["line-7"]["response"]["status_code"] == 200
+    assert errors["line-7"]["response"]["status_code"] == 400
     assert errors["line-9"]["response"]["body"]["error"]["code"] == "unsupported_parameter"
     usages = [line["response"]["body"]["usage"] for line in outputs.values()]
     assert batch.usage.input_tokens == sum(usage["prompt_tokens"] for usage in usages)

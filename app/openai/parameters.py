@@ -26,6 +26,7 @@ from engine.request import SamplingParams
 
 MAX_STOP_STRINGS = 4
 _INT64 = 2**63
+_UINT64 = 2**64
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +101,7 @@ def _read_seed(body: Json, seed_key: str) -> int:
         # From the request's name and not from a clock: a rerun after a crash gives the same text.
         digest = hashlib.blake2b(seed_key.encode(), digest_size=8).digest()
         return int.from_bytes(digest, "big") >> 1
-    return seed
+    return seed % _UINT64  # the engine's seeds are unsigned
 
 
 def _stop_strings(param: str, value: object) -> tuple[str, ...]:

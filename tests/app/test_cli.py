@@ -106,6 +106,12 @@ def test_run_without_its_input(tmp_path: Path) -> None:
     check_refusal(batchllm("run", tmp_path / "no.jsonl", "-o", tmp_path / "out.jsonl"), "no.jsonl")
 
 
+def test_run_into_a_directory(tmp_path: Path) -> None:
+    source = tmp_path / "in.jsonl"
+    source.write_bytes(input_file([chat("a")]))
+    check_refusal(batchllm("run", source, "-o", "."), "give the name of a file")
+
+
 def test_flags_of_serve_reach_its_processes() -> None:
     flags = {"port": 9000, "data_dir": Path("/data"), "kv_memory": "2GiB", "allow_remote": True}
     assert as_environment(flags) == {

@@ -1,5 +1,6 @@
 """`run` without a service, end to end on a fake engine."""
 
+import errno
 import threading
 from pathlib import Path
 from typing import Any
@@ -139,7 +140,7 @@ def test_paths_that_cannot_work(job: Job, settings: Settings, tmp_path: Path) ->
         run(Job(job.input, tmp_path / "nowhere" / "out.jsonl", job.errors), settings)
     with pytest.raises(StartupError, match="three different files"):
         run(Job(job.input, job.input, job.errors), settings)
-    with pytest.raises(StartupError, match="is a directory"):
+    with pytest.raises(StartupError, match="is a directory or a device"):
         run(Job(job.input, tmp_path, job.errors), settings)
     assert names_in(tmp_path) == {"in.jsonl"}
 
@@ -200,3 +201,28 @@ def test_an_interruption_is_told(job: Job, settings: Settings, capsys: pytest.Ca
     assert report_to_user(job, settings, as_json=False, stop=stop) == EXIT_INTERRUPTED
     assert "Interrupted" in capsys.readouterr().err
     assert not job.work_dir.exists()
+
+
+@pytest.mark.parametrize("name", [".", "..", "/dev/null"])
+def test_an_output_that_is_no_file_is_refused_untouched(job: Job, settings: Settings, name: str) -> None:
+    job.input.write_bytes(input_file([chat("a")]))
+    with pytest.raises(StartupError, match="is a directory or a device"):
+        run(Job(job.input, Path(name), job.errors), settings)
+    assert not Path("/dev/null").is_file()
+
+
+def test_a_disk_that_fills_up_at_the_end_keeps_the_answers(
+    job: Job, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    job.input.write_bytes(input_file([chat("a")]))
+    with monkeypatch.context() as patch:
+        patch.setattr("app.offline.shutil.copyfileobj", full)
+        with pytest.raises(StartupError, match="No space left on device"):
+            run(job, settings)
+    assert names_in(job.output.parent) == {"in.jsonl", "out.jsonl.batchllm"}  # no half-written output
+    report = run_job(job, settings, pytest.fail, threading.Event(), lambda done, total: None)
+    assert report.completed == 1
+    assert read(job.output).keys() == {"r0"}

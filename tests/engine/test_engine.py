@@ -125,6 +125,18 @@ def test_a_stop_string_ends_the_text_before_it(tiny_llama_dir):
     assert len(done.output_ids) < 40
 
 
+def test_a_stop_string_is_found_behind_an_open_character(tiny_llama_dir):
+    prompt = np.array([5, 6, 7], np.int32)
+    free = SamplingParams(max_tokens=60, temperature=0, ignore_eos=True)
+    engine = _engine(tiny_llama_dir)
+    ids = _run(engine, [Request(0, prompt, free)])[0].output_ids
+    count = max(n for n in range(1, 61) if engine.tokenizer.decode(ids[:n]).endswith("\ufffd"))
+    text = engine.tokenizer.decode(ids[:count])
+    stopping = SamplingParams(max_tokens=count, temperature=0, ignore_eos=True, stop=(text,))
+    done = _run(_engine(tiny_llama_dir), [Request(0, prompt, stopping)])[0]
+    assert (done.text, done.finish_reason) == ("", FinishReason.STOP)
+
+
 def test_work_leaves_and_joins_while_the_engine_runs(tiny_llama_dir):
     prompts = _prompts(seed=5)
     expected = _generate(tiny_llama_dir, prompts)

@@ -50,7 +50,7 @@ def test_defaults() -> None:
         ({"temperature": 2}, "temperature", 2.0),
         ({"temperature": None}, "temperature", 1.0),
         ({"top_p": 0.25}, "top_p", 0.25),
-        ({"seed": -5}, "seed", -5),
+        ({"seed": -5}, "seed", 2**64 - 5),  # the engine's seeds are unsigned
         ({"seed": 2**63 - 1}, "seed", 2**63 - 1),
         ({"stop": "\n"}, "stop", ("\n",)),
         ({"stop": ["a", "b", "c", "d"]}, "stop", ("a", "b", "c", "d")),
