@@ -1,30 +1,45 @@
 """How work comes into the engine: batches are claimed, translated, and fed as lines may run together."""
 
+import hashlib
 import logging
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from itertools import islice
+from typing import NamedTuple
 
 from app.batch_engine import BatchEngine
 from app.db.batches import transition
-from app.db.leases import Claim, LeaseLost, claim_batch
+from app.db.leases import Claim, LeaseLost, Wanted, claim_batch, release
 from app.db.lines import PendingLine, forgive, pending_lines, record_attempts, record_results
 from app.db.session import Database
 from app.heartbeat import Heartbeat
 from app.lifecycle import BatchStatus
 from app.openai.body import TranslationContext
-from app.outage import ride_out
+from app.outage import Stopped, ride_out
 from app.results import Recorder, failure
 from app.running import RunningBatch, RunningLine
 from app.settings import Settings
 from app.storage import BlobNotFound, Storage
-from app.suspects import GUILTY_DEATHS, guilty_error, is_suspect
-from app.translation import translate_lines
+from app.suspects import GUILTY_DEATHS, WATCHED_DEATHS, guilty_error, is_suspect
+from app.translation import TranslatedLine, translate_lines
 
-TRANSLATE_LINES = 256  # lines between looks at what became of the batch, while it is translated
+CLAIM_SECONDS = 1.0  # between looks for more work, while there is some
+MAX_CLAIMS = 16  # each costs a heartbeat a second
+TRANSLATE_LINES = 256  # lines between looks at what became of the batch, while nothing else runs
+TRANSLATE_SECONDS = 0.02  # of translation between two steps, while others run
 
 log = logging.getLogger(__name__)
+
+
+class _Opened(NamedTuple):
+    """A claim and the lines that it is about."""
+
+    claim: Claim
+    lines: list[PendingLine]
 
 
 class Intake:
@@ -50,28 +65,116 @@ class Intake:
         self._recorder = recorder
         self._heartbeat = heartbeat
         self._stop = stop
+        self._fingerprint = _fingerprint(settings)
+        self._models = frozenset(settings.served_models)
+        self._looker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="claims")
+        self._closing = threading.Event()
+        self._look: Future[_Opened | None] | None = None
+        self._next_look_at = 0.0  # monotonic
 
-    def claim(self, fingerprint: str) -> RunningBatch | None:
-        """The next batch, under watch, with its lines still to come; None if there is none."""
-        claim = ride_out(self._claim, self._stop)
-        if claim is None:
-            return None
-        log.info("Running %s.", claim.batch_id)
-        return RunningBatch(claim, self._heartbeat.watch(claim), self._recorder.open(claim), fingerprint)
+    def next_batch(self, running: Sequence[RunningBatch]) -> RunningBatch | None:
+        """The next batch to run beside those that run; None if there is none, or none is known yet.
 
-    def open(self, batch: RunningBatch) -> None:
-        """Read and translate the batch's unfinished lines. Raises Stopped."""
+        While batches run a thread looks, and what it finds comes with a later call. Raises Stopped.
+        """
+        if self._look is not None:
+            if running and not self._look.done():
+                return None
+            opened = self._end_look()
+            if running or opened is not None:
+                return self._begin(opened)
+        if not running:
+            return self._begin(self._claim_and_read(Wanted(self._models), self._stop))
+        wanted = self._wanted(running) if time.monotonic() >= self._next_look_at else None
+        if wanted is not None:
+            self._look = self._looker.submit(self._claim_and_read, wanted, self._closing)
+        return None
+
+    def close(self) -> None:
+        """Ends the thread; a claim that nobody has taken from it is given back. OUTAGE: then it runs out."""
+        self._closing.set()
+        self._looker.shutdown()
+        with suppress(Stopped):
+            opened = None if self._look is None else self._look.result()
+            if opened is not None:
+                with self._database.begin() as session:
+                    release(session, opened.claim)
+
+    def _end_look(self) -> _Opened | None:
+        """What the thread found, waited for. Raises Stopped."""
+        assert self._look is not None
+        while not self._look.done():
+            if self._stop.wait(0.01):
+                raise Stopped
+        look, self._look = self._look, None
+        opened = look.result()
+        self._next_look_at = time.monotonic() + CLAIM_SECONDS
+        return opened
+
+    def translate(self, batch: RunningBatch) -> None:
+        """Go on with the batch's translation for as long as others can wait."""
+        if batch.untranslated is None or batch.is_departing:
+            return
+        stop_at = time.monotonic() + TRANSLATE_SECONDS
+        while chunk := self._next_translated(batch):
+            self._recorder.put(batch.queue, batch.take_in(chunk))
+            if not self._engine.has_work or time.monotonic() >= stop_at:
+                return
+        batch.untranslated = None
+        batch.line_up()
+
+    def _next_translated(self, batch: RunningBatch) -> list[TranslatedLine]:
+        """Some lines, none at the end."""
+        assert batch.untranslated is not None
+        num_lines = 1 if self._engine.has_work else TRANSLATE_LINES
         try:
-            if batch.claim.deaths >= GUILTY_DEATHS:
-                ride_out(partial(self._give_up_guilty, batch.claim), self._stop)
-            self._translate(batch)
-        except LeaseLost:
-            batch.queue.is_lost = True
+            return list(islice(batch.untranslated, num_lines))
         except BlobNotFound:
             ride_out(partial(self._fail, batch.claim), self._stop)
+            return []
+
+    def _wanted(self, running: Sequence[RunningBatch]) -> Wanted | None:
+        """What may join the running batches; None: nothing."""
+        is_taken = any(is_suspect(batch.claim.deaths) or batch.untranslated for batch in running)
+        if is_taken or len(running) >= MAX_CLAIMS:
+            return None
+        # Only what is not behind a whole budget of its own or a higher priority.
+        above, num_tokens = None, 0
+        for batch in sorted(running, key=lambda batch: -batch.claim.priority):
+            num_tokens += batch.num_prompt_tokens
+            if num_tokens >= self._settings.resolved_claim_tokens:
+                above = batch.claim.priority
+                break
+        held = frozenset(batch.claim.batch_id for batch in running)
+        return Wanted(self._models, held, above, max_deaths=WATCHED_DEATHS - 1)
+
+    def _begin(self, opened: _Opened | None) -> RunningBatch | None:
+        if opened is None:
+            return None
+        self._next_look_at = 0.0  # more may wait behind it
+        claim = opened.claim
+        log.info("Running %s.", claim.batch_id)
+        batch = RunningBatch(
+            claim, self._heartbeat.watch(claim), self._recorder.open(claim), self._fingerprint
+        )
+        batch.untranslated = self._translated(batch, opened.lines)
+        return batch
+
+    def _claim_and_read(self, wanted: Wanted, stop: threading.Event) -> _Opened | None:
+        claim = ride_out(partial(self._claim, wanted), stop)
+        if claim is None:
+            return None
+        try:
+            if claim.deaths >= GUILTY_DEATHS:
+                ride_out(partial(self._give_up_guilty, claim), stop)
+            return _Opened(claim, ride_out(partial(self._pending, claim), stop))
+        except LeaseLost:
+            return None
 
     def feed(self, batch: RunningBatch) -> None:
         """Let waiting lines into the engine, their attempts recorded before. Raises Stopped."""
+        if batch.untranslated is not None or batch.is_departing:
+            return
         lines = batch.next_lines()
         if not lines or (is_suspect(lines[-1].line.attempts) and not self._recorder.hurry(batch.queue)):
             return  # an answer that dies with the worker would leave its line among the suspects
@@ -81,31 +184,27 @@ class Intake:
             batch.queue.is_lost = True
             return
         batch.enter(lines)
-        refusals = self._engine.add([running.request for running in lines])
+        requests = [running.request for running in lines]
+        refusals = self._engine.add(requests, priority=batch.claim.priority)
         self._recorder.put(batch.queue, [batch.refuse(refusal) for refusal in refusals])
 
-    def _claim(self) -> Claim | None:
+    def _claim(self, wanted: Wanted) -> Claim | None:
         with self._database.begin() as session:
             return claim_batch(
                 session,
                 worker_id=self._worker_id,
                 lease_seconds=self._settings.lease_seconds,
                 takeover=self._database.is_sqlite,  # the lock says that no other worker lives
+                wanted=wanted,
             )
 
-    def _translate(self, batch: RunningBatch) -> None:
-        """Lines whose body is refused are recorded at once."""
+    def _translated(self, batch: RunningBatch, lines: list[PendingLine]) -> Iterator[TranslatedLine]:
+        """Raises BlobNotFound."""
         context = TranslationContext(
             self._engine.tokenizer, self._engine.max_context, self._settings.default_max_tokens
         )
-        lines = ride_out(partial(self._pending, batch.claim), self._stop)
         with self._storage.open(batch.claim.storage_key) as blob:
-            translated = translate_lines(blob, lines, batch.endpoint, context, batch.claim.batch_id)
-            while chunk := list(islice(translated, TRANSLATE_LINES)):
-                if self._stop.is_set() or batch.is_departing:
-                    break
-                self._recorder.put(batch.queue, batch.take_in(chunk))
-        batch.line_up()
+            yield from translate_lines(blob, lines, batch.endpoint, context, batch.claim.batch_id)
 
     def _pending(self, claim: Claim) -> list[PendingLine]:
         with self._database.read() as session:
@@ -141,3 +240,9 @@ class Intake:
         running, failed = BatchStatus.IN_PROGRESS, BatchStatus.FAILED
         with self._database.begin() as session:
             transition(session, claim.batch_id, running, failed, epoch=claim.epoch, errors=[error])
+
+
+def _fingerprint(settings: Settings) -> str:
+    """Names what computes: the same request under another fingerprint may be answered otherwise."""
+    what = f"{settings.model} {settings.dtype} {settings.device}"
+    return f"fp_{hashlib.sha256(what.encode()).hexdigest()[:12]}"

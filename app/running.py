@@ -1,7 +1,7 @@
 """One claimed batch while it runs: which of its lines still have to be answered, and how they are."""
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from app.db.ids import new_id
@@ -33,18 +33,22 @@ class RunningLine:
 class RunningBatch:
     """State of a claim.
 
+    untranslated: the lines still to be translated; None: there are none, and those that wait are in order.
     waiting: lines that are not in the engine yet, the next one last.
     unanswered: the lines that the engine holds, by request id.
     undone: lines that left the engine without an answer; their attempts are to be taken back.
+    num_prompt_tokens: of the lines that wait or are in the engine.
     """
 
     claim: Claim
     watch: Watch
     queue: ResultQueue
     fingerprint: str
+    untranslated: Iterator[TranslatedLine] | None = None
     waiting: list[RunningLine] = field(default_factory=list)
     unanswered: dict[int, RunningLine] = field(default_factory=dict)
     undone: list[PendingLine] = field(default_factory=list)
+    num_prompt_tokens: int = 0
 
     @property
     def endpoint(self) -> Endpoint:
@@ -63,7 +67,7 @@ class RunningBatch:
     @property
     def has_lines(self) -> bool:
         """Whether lines are left to run or to answer."""
-        return bool(self.waiting or self.unanswered)
+        return bool(self.untranslated or self.waiting or self.unanswered)
 
     def take_in(self, translated: Iterable[TranslatedLine]) -> list[NewResult]:
         """Lets translated lines wait; results of those whose body is refused."""
@@ -74,6 +78,7 @@ class RunningBatch:
                 continue
             request = Request(line.id, outcome.prompt_ids, outcome.sampling)
             self.waiting.append(RunningLine(line, outcome.model, request))
+            self.num_prompt_tokens += len(outcome.prompt_ids)
         return refused
 
     def line_up(self) -> None:
@@ -98,10 +103,12 @@ class RunningBatch:
         self.undone.extend(running.line for running in self.unanswered.values())
         self.unanswered.clear()
         self.waiting.clear()
+        self.untranslated = None
+        self.num_prompt_tokens = 0
 
     def answer(self, completion: Completion) -> NewResult:
         """The result of a finished request."""
-        running = self.unanswered.pop(completion.request_id)
+        running = self._take_out(completion.request_id)
         body = self.endpoint.respond(
             completion,
             response_id=new_id(""),
@@ -113,9 +120,14 @@ class RunningBatch:
 
     def refuse(self, refusal: Refusal) -> NewResult:
         """The result of a request that the engine can never run."""
-        running = self.unanswered.pop(refusal.request_id)
+        running = self._take_out(refusal.request_id)
         error = BodyError(
             f"This request cannot run with the memory that is configured here: {refusal.reason}.",
             code="context_length_exceeded",
         )
         return failure(running.line, running.attempt, error)
+
+    def _take_out(self, request_id: int) -> RunningLine:
+        running = self.unanswered.pop(request_id)
+        self.num_prompt_tokens -= len(running.request.prompt_ids)
+        return running

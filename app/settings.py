@@ -59,6 +59,8 @@ class Settings(BaseSettings):
     threads: int | None = Field(default=None, gt=0)
 
     lease_seconds: int = Field(default=30, gt=0)
+    # A worker takes the next batch while it has fewer prompt tokens than this left to answer; None: 32 steps.
+    claim_tokens: int | None = Field(default=None, gt=0)
 
     max_file_bytes: ByteCount = 200 * 1000**2
     max_part_bytes: ByteCount = 64 * 1024**2  # of an upload; what the SDK sends by itself
@@ -79,6 +81,11 @@ class Settings(BaseSettings):
             return [self.model_name]
         is_directory = Path(self.model).expanduser().is_dir()
         return [Path(self.model).expanduser().resolve().name if is_directory else self.model]
+
+    @property
+    def resolved_claim_tokens(self) -> int:
+        """`claim_tokens`, or what keeps steps full until the prompts of the next batch are there."""
+        return 32 * self.max_batch_tokens if self.claim_tokens is None else self.claim_tokens
 
     @property
     def resolved_database_url(self) -> str:

@@ -96,9 +96,10 @@ def _take_in(
         return
     _store(database, batch, epoch, chunk)
     with database.begin() as session:
-        model = models.pop() if len(models) == 1 else None
+        model = next(iter(models)) if len(models) == 1 else None
         old, new = BatchStatus.VALIDATING, BatchStatus.IN_PROGRESS
-        transition(session, batch.id, old, new, epoch=epoch, total=num_lines, model=model)
+        columns = {"total": num_lines, "model": model, "models": sorted(models)}
+        transition(session, batch.id, old, new, epoch=epoch, **columns)
 
 
 def _store(database: Database, batch: Batch, epoch: int, chunk: list[InputLine]) -> None:

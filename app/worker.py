@@ -3,7 +3,6 @@
 Three threads: this one claims, translates and steps; the heartbeat renews leases; the recorder commits.
 """
 
-import hashlib
 import logging
 import threading
 import time
@@ -31,8 +30,6 @@ from app.settings import Settings, StartupError
 from app.storage import Storage
 from engine.request import Completion
 
-# Several batches at once would share prefixes across jobs; fairness between them has to come first.
-MAX_CLAIMS = 1
 POLL_SECONDS = 0.5  # between looks for work, when there is none
 SETTLE_SECONDS = 0.05  # between looks at the recorder, when the engine has nothing to do
 # A stop is quick: results that an outage holds back for longer than this are computed again later.
@@ -116,9 +113,12 @@ class Worker:
             self._take_work()
             self._drop_departing()
             for batch in self._running:
+                self._intake.translate(batch)
                 self._intake.feed(batch)
             if self._engine.has_work:
                 self._answer(self._engine.step())
+            elif any(batch.untranslated for batch in self._running):
+                pass  # nothing to step until it is translated
             elif self._running:
                 self._recorder.wait(SETTLE_SECONDS)
             elif until_idle:
@@ -130,12 +130,8 @@ class Worker:
             self._settle(stop)
 
     def _take_work(self) -> None:
-        while len(self._running) < MAX_CLAIMS:
-            batch = self._intake.claim(_fingerprint(self._settings))
-            if batch is None:
-                return
+        while (batch := self._intake.next_batch(self._running)) is not None:
             self._running.append(batch)
-            self._intake.open(batch)
 
     def _answer(self, completions: Sequence[Completion]) -> None:
         for completion in completions:
@@ -192,6 +188,10 @@ class Worker:
             except OUTAGE as error:
                 log.warning("The lease of %s is left to end (%s).", batch.claim.batch_id, reason(error))
         self._running.clear()
+        try:
+            self._intake.close()
+        except OUTAGE as error:
+            log.warning("A lease is left to end (%s).", reason(error))
         self._recorder.check()
 
     @contextmanager
@@ -222,9 +222,3 @@ def all_lines_answered(session: Session, batch_id: str) -> bool:
 
 def _progress(batch: RunningBatch) -> Progress:
     return Progress(batch.claim.batch_id, batch.queue.num_completed, batch.queue.num_failed)
-
-
-def _fingerprint(settings: Settings) -> str:
-    """Names what computes: the same request under another fingerprint may be answered otherwise."""
-    what = f"{settings.model} {settings.dtype} {settings.device}"
-    return f"fp_{hashlib.sha256(what.encode()).hexdigest()[:12]}"

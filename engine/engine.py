@@ -49,11 +49,15 @@ class Engine:
         self._watchers: dict[int, StopWatcher] = {}
         self._stats = EngineStats(load_seconds=load_seconds)
 
-    def add(self, requests: Sequence[Request]) -> list[Refusal]:
-        """Plan these requests together and let them join; those that can never fit come back."""
+    def add(self, requests: Sequence[Request], *, priority: int = 0) -> list[Refusal]:
+        """Plan these requests together and let them join; those that can never fit come back.
+
+        Those of a higher priority go first, also before what waits here already. Prefixes are shared among
+        the requests of one call only.
+        """
         started = time.perf_counter()
         plan = make_plan(requests, page_size=self._pool.page_size, num_pages=self._pool.num_pages)
-        self._scheduler.add(plan)
+        self._scheduler.add(plan, priority=priority)
         self._stats.plan_seconds += time.perf_counter() - started
         self._stats.prompt_tokens += plan.num_prompt_tokens
         self._watch_stop_strings(plan)

@@ -61,8 +61,9 @@ class FakeEngine:
     stats: EngineStats = field(default_factory=EngineStats)
     starts: Counter[int] = field(default_factory=Counter)
     waiting: dict[int, Request] = field(default_factory=dict)
+    priorities: dict[int, int] = field(default_factory=dict)
 
-    def add(self, requests: Sequence[Request]) -> list[Refusal]:
+    def add(self, requests: Sequence[Request], *, priority: int = 0) -> list[Refusal]:
         refusals = []
         for request in requests:
             assert request.request_id not in self.waiting, request.request_id
@@ -70,6 +71,11 @@ class FakeEngine:
                 refusals.append(Refusal(request.request_id, f"it needs more than {self.kv_tokens} KV slots"))
             else:
                 self.waiting[request.request_id] = request
+        new = {request.request_id: priority for request in requests}
+        if priority > min(self.priorities.values(), default=priority):
+            by_priority = sorted(self.waiting, key=lambda id_: -(self.priorities | new)[id_])
+            self.waiting = {id_: self.waiting[id_] for id_ in by_priority}
+        self.priorities = {id_: (self.priorities | new)[id_] for id_ in self.waiting}
         return refusals
 
     def drop(self, request_ids: Collection[int]) -> None:

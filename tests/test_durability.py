@@ -20,11 +20,11 @@ import os, sys
 if "worker" in sys.argv:
     import engine.engine as module
     original = module.Engine.add
-    def add(self, requests):
+    def add(self, requests, **options):
         note = os.open(os.environ["ENGINE_RUNS"], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
         os.write(note, b"".join(b"%d\\n" % request.request_id for request in requests))
         os.close(note)
-        return original(self, requests)
+        return original(self, requests, **options)
     module.Engine.add = add
 """
 

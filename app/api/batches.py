@@ -45,6 +45,7 @@ def create_batch(
             window_seconds=window_seconds,
             metadata=body.metadata,
             output_expires_seconds=None if expires_after is None else expires_after.seconds,
+            priority=body.priority,
         )
         return BatchObject.of(row)
 

@@ -3,12 +3,14 @@
 from collections.abc import Sequence
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from app.db.models import Batch, File, Upload, UploadPart
 
 Purpose = Literal["batch"]
 Anchor = Literal["created_at"]
+
+MAX_PRIORITY = 100
 
 
 class FileObject(BaseModel):
@@ -133,6 +135,7 @@ class BatchObject(BaseModel):
     request_counts: RequestCounts
     usage: BatchUsage | None
     metadata: dict[str, str] | None
+    priority: int  # ours, as is all that follows
 
     @classmethod
     def of(cls, row: Batch) -> "BatchObject":
@@ -217,6 +220,8 @@ class BatchCreate(RequestBody):
     completion_window: str
     metadata: dict[str, str] | None = None
     output_expires_after: ExpiresAfter | None = None
+    # Ours: a higher priority goes first; the batches of one are run by age.
+    priority: Annotated[int, Field(ge=-MAX_PRIORITY, le=MAX_PRIORITY)] = 0
 
 
 def _usage(row: Batch) -> BatchUsage | None:

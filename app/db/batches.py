@@ -30,6 +30,7 @@ def create_batch(
     window_seconds: int,
     metadata: dict[str, str] | None,
     output_expires_seconds: int | None = None,
+    priority: int = 0,
 ) -> Batch:
     """A new batch in status `validating`, expiring `window_seconds` from now.
 
@@ -43,6 +44,7 @@ def create_batch(
         completion_window=completion_window,
         metadata_=metadata,
         output_expires_seconds=output_expires_seconds,
+        priority=priority,
         status=BatchStatus.VALIDATING,
         created_at=created_at,
         expires_at=created_at + window_seconds,

@@ -1,5 +1,6 @@
 """Who may write to a batch: the holder of its current epoch. The lease says how long others wait for it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sqlalchemy import and_, or_, select, update
@@ -28,10 +29,35 @@ class Claim:
     endpoint: str
     storage_key: str
     deaths: int
+    priority: int
 
 
-def claim_batch(session: Session, *, worker_id: str, lease_seconds: int, takeover: bool) -> Claim | None:
-    """Take the oldest batch that is to run and that nobody holds, or None.
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Which batches a worker can take now.
+
+    models: names that it serves; None: any.
+    above: only batches of a higher priority than this.
+    max_deaths: a batch that more workers died with is not taken, nor any that would come after it.
+    held: batches that the worker has; their leases may have run out unnoticed.
+    """
+
+    models: frozenset[str] | None = None
+    held: frozenset[str] = frozenset()
+    above: int | None = None
+    max_deaths: int | None = None
+
+    def serves(self, models: Sequence[str] | None) -> bool:
+        return self.models is None or models is None or self.models.issuperset(models)
+
+
+ANY = Wanted()
+
+
+def claim_batch(
+    session: Session, *, worker_id: str, lease_seconds: int, takeover: bool, wanted: Wanted = ANY
+) -> Claim | None:
+    """Take the first batch that is to run and that nobody holds, or None: by priority, then age.
 
     `takeover` ignores the leases of other workers: right where a lock guarantees that there are none left.
     A worker's id must be new at each start.
@@ -40,25 +66,42 @@ def claim_batch(session: Session, *, worker_id: str, lease_seconds: int, takeove
     is_free = or_(Batch.lease_owner.is_(None), Batch.lease_expires_at <= now)
     if takeover:
         is_free = or_(is_free, Batch.lease_owner != worker_id)
-    query = (
-        select(Batch, File.storage_key)
-        .join(File, File.id == Batch.input_file_id)
-        .where(and_(Batch.status == BatchStatus.IN_PROGRESS, Batch.expires_at > now, is_free))
-        .order_by(Batch.created_at, Batch.id)
-        .limit(1)
-        .with_for_update(of=Batch, skip_locked=True)
-    )
-    row = session.execute(query).one_or_none()
-    if row is None:
-        return None
-    batch, storage_key = row
+    is_to_run = and_(Batch.status == BatchStatus.IN_PROGRESS, Batch.expires_at > now, is_free)
+    if wanted.above is not None:
+        is_to_run = and_(is_to_run, Batch.priority > wanted.above)
+    candidates = select(Batch.id, Batch.models, Batch.deaths).where(is_to_run)
+    in_order = candidates.order_by(Batch.priority.desc(), Batch.created_at, Batch.id)
+    for batch_id, models, deaths in session.execute(in_order).all():
+        if batch_id in wanted.held or not wanted.serves(models):
+            continue
+        if wanted.max_deaths is not None and deaths > wanted.max_deaths:
+            return None
+        chosen = select(Batch).where(Batch.id == batch_id, is_to_run)
+        batch = session.scalar(chosen.with_for_update(skip_locked=True))
+        if batch is not None and (claim := _take(session, batch, worker_id, lease_seconds)):
+            return claim
+    return None
+
+
+def _take(session: Session, batch: Batch, worker_id: str, lease_seconds: int) -> Claim | None:
+    storage_key = session.scalar(select(File.storage_key).where(File.id == batch.input_file_id))
+    if storage_key is None:
+        return None  # its end is near: the input is gone
     if batch.lease_owner not in (None, worker_id):
         batch.deaths += 1  # whoever ends in order gives the lease back
     batch.epoch += 1
     batch.lease_owner = worker_id
     batch.lease_expires_at = unix_now() + lease_seconds
     session.flush()
-    return Claim(batch.id, batch.epoch, worker_id, batch.endpoint, storage_key, batch.deaths)
+    return Claim(
+        batch_id=batch.id,
+        epoch=batch.epoch,
+        worker_id=worker_id,
+        endpoint=batch.endpoint,
+        storage_key=storage_key,
+        deaths=batch.deaths,
+        priority=batch.priority,
+    )
 
 
 def renew_lease(session: Session, claim: Claim, lease_seconds: int) -> BatchStatus | None:

@@ -18,6 +18,8 @@ from engine.scheduling.residents import Residents, Slots
 from engine.scheduling.segment import Segment
 from engine.scheduling.sequence import Sequence
 
+_RANKS_PER_PRIORITY = 1 << 40
+
 
 class Scheduler:
     """Runs plans under a budget of KV pages (hard) and of rows a step (soft, never exceeded).
@@ -53,7 +55,7 @@ class Scheduler:
         self._lengths = lengths
         self._residents = Residents()
         self._occupancy = Occupancy(pool, self._residents)
-        self._next_rank = 0
+        self._next_rank: dict[int, int] = {}  # by priority
         self._unfinished: dict[int, Sequence] = {}
         # (rank, sequence), a heap; sequences dropped while they wait are skipped when they come up.
         self._waiting: list[tuple[int, Sequence]] = []
@@ -78,12 +80,16 @@ class Scheduler:
         table = self._residents
         return int(table.num_pages[table.is_resident & ~table.is_leaf].sum())
 
-    def add(self, plan: Plan) -> None:
-        """Takes in a plan's requests, ranked after all that came before."""
+    def add(self, plan: Plan, *, priority: int = 0) -> None:
+        """Takes in a plan's requests, ranked before all of lower priority and after all others.
+
+        What runs already goes on, but nothing of lower priority is admitted before these are.
+        """
         segments: list[Segment] = []
+        first_rank = self._next_rank.get(priority, -priority * _RANKS_PER_PRIORITY)
         for planned in plan.segments:
             parent = None if planned.parent is None else segments[planned.parent]
-            rank = self._next_rank + len(segments)
+            rank = first_rank + len(segments)
             if planned.request is None:
                 segments.append(Segment(rank, parent, planned.token_ids))
             else:
@@ -98,7 +104,7 @@ class Scheduler:
         for segment in reversed(segments):
             if segment.parent is not None:
                 segment.parent.rank_stop = max(segment.parent.rank_stop, segment.rank_stop)
-        self._next_rank += len(segments)
+        self._next_rank[priority] = first_rank + len(segments)
 
     def drop(self, request_ids: Collection[int]) -> None:
         """Forgets requests, wherever they stand; ids that are not held (any more) are ignored."""
