@@ -4,27 +4,32 @@ import logging
 import threading
 from dataclasses import dataclass
 
-from app.db.leases import Claim, renew_lease
+from app.db.leases import Claim, Standing, renew_lease
 from app.db.session import Database
 from app.lifecycle import BatchStatus
 from app.outage import OUTAGE, reason
 
 HEARTBEAT_SECONDS = 1.0
+RUNNING = Standing(BatchStatus.IN_PROGRESS, is_paused=False)
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(eq=False)
 class Watch:
-    """One claim under watch. `status`: the batch's at the last heartbeat; None: the claim is lost."""
+    """One claim under watch. `standing`: the batch's at the last heartbeat; None: the claim is lost."""
 
     claim: Claim
-    status: BatchStatus | None = BatchStatus.IN_PROGRESS
+    standing: Standing | None = RUNNING
+
+    @property
+    def is_lost(self) -> bool:
+        return self.standing is None
 
     @property
     def is_running(self) -> bool:
         """Whether the batch still is this worker's to run."""
-        return self.status is BatchStatus.IN_PROGRESS
+        return self.standing == RUNNING
 
 
 class Heartbeat:
@@ -58,7 +63,7 @@ class Heartbeat:
     def _renew(self, watch: Watch) -> None:
         try:
             with self._database.begin() as session:
-                watch.status = renew_lease(session, watch.claim, self._lease_seconds)
+                watch.standing = renew_lease(session, watch.claim, self._lease_seconds)
         except OUTAGE as error:
             # Running on is safe: whoever takes the batch over moves the epoch, which locks our writes out.
             log.warning("The lease of %s is not renewed (%s).", watch.claim.batch_id, reason(error))

@@ -57,11 +57,11 @@ class RunningBatch:
     @property
     def is_lost(self) -> bool:
         """Whether another holds the batch now: nothing may be written any more."""
-        return self.queue.is_lost or self.watch.status is None
+        return self.queue.is_lost or self.watch.is_lost
 
     @property
     def is_departing(self) -> bool:
-        """Whether the batch is to leave the engine: cancelled, closed, or lost."""
+        """Whether the batch is to leave the engine: cancelled, paused, closed, or lost."""
         return self.is_lost or not self.watch.is_running
 
     @property

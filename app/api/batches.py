@@ -5,12 +5,13 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query
 
-from app.api.deps import ServiceDep, json_body, json_schema, known_cursor, may_be_id
+from app.api.deps import Service, ServiceDep, json_body, json_schema, known_cursor, may_be_id
 from app.api.errors import conflict, invalid_value, not_found, unsupported_value
 from app.api.incoming import check_expiry_seconds
 from app.api.schemas import BatchCreate, BatchList, BatchObject
 from app.db import batches
 from app.db.models import Batch
+from app.retrying import NothingToRetry, create_retry
 
 router = APIRouter(prefix="/v1/batches")
 
@@ -75,6 +76,39 @@ def cancel_batch(service: ServiceDep, batch_id: str) -> BatchObject:
         try:
             row = batches.request_cancel(session, batch_id) if may_be_id(batch_id) else None
         except batches.NotCancellable as error:
+            raise conflict(str(error)) from None
+        return BatchObject.of(_found(row, batch_id))
+
+
+@router.post("/{batch_id}/pause")
+def pause_batch(service: ServiceDep, batch_id: str) -> BatchObject:
+    """Take the batch from its worker: what is finished is kept, and its window goes on."""
+    return _set_paused(service, batch_id, True)
+
+
+@router.post("/{batch_id}/resume")
+def resume_batch(service: ServiceDep, batch_id: str) -> BatchObject:
+    """Let a paused batch run again."""
+    return _set_paused(service, batch_id, False)
+
+
+@router.post("/{batch_id}/retry")
+def retry_batch(service: ServiceDep, batch_id: str) -> BatchObject:
+    """A new batch of the lines that failed or did not run; `metadata.retry_of` names the old one."""
+    with service.database.read() as session:
+        row = _found(batches.get_batch(session, batch_id) if may_be_id(batch_id) else None, batch_id)
+    try:
+        retry = create_retry(service.database, service.storage, service.settings, row)
+    except NothingToRetry as error:
+        raise conflict(str(error)) from None
+    return BatchObject.of(retry)
+
+
+def _set_paused(service: Service, batch_id: str, paused: bool) -> BatchObject:
+    with service.database.begin() as session:
+        try:
+            row = batches.set_paused(session, batch_id, paused) if may_be_id(batch_id) else None
+        except batches.NotPausable as error:
             raise conflict(str(error)) from None
         return BatchObject.of(_found(row, batch_id))
 

@@ -136,6 +136,7 @@ class BatchObject(BaseModel):
     usage: BatchUsage | None
     metadata: dict[str, str] | None
     priority: int  # ours, as is all that follows
+    paused_at: int | None
 
     @classmethod
     def of(cls, row: Batch) -> "BatchObject":

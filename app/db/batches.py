@@ -21,6 +21,10 @@ class NotCancellable(Exception):
         self.status = status
 
 
+class NotPausable(Exception):
+    """The batch has ended, or is about to; the message says it to the user."""
+
+
 def create_batch(
     session: Session,
     *,
@@ -103,6 +107,23 @@ def request_cancel(session: Session, batch_id: str) -> Batch | None:
         session.refresh(batch)
     elif status not in (BatchStatus.CANCELLING, BatchStatus.CANCELLED):
         raise NotCancellable(status)
+    return batch
+
+
+def set_paused(session: Session, batch_id: str, paused: bool) -> Batch | None:
+    """Keep workers from the batch, or let them have it again; asking twice changes nothing. None: unknown.
+
+    Its window goes on. Raises NotPausable unless it is still to run.
+    """
+    batch = session.get(Batch, batch_id, with_for_update=True)
+    if batch is None:
+        return None
+    if batch.status not in (BatchStatus.VALIDATING, BatchStatus.IN_PROGRESS):
+        raise NotPausable(f"Cannot {'pause' if paused else 'resume'} a batch with status '{batch.status}'.")
+    if not paused:
+        batch.paused_at = None
+    elif batch.paused_at is None:
+        batch.paused_at = now(session)
     return batch
 
 

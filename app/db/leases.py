@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from sqlalchemy import and_, or_, select, update
 from sqlalchemy.orm import Session
@@ -66,7 +67,9 @@ def claim_batch(
     is_free = or_(Batch.lease_owner.is_(None), Batch.lease_expires_at <= now)
     if takeover:
         is_free = or_(is_free, Batch.lease_owner != worker_id)
-    is_to_run = and_(Batch.status == BatchStatus.IN_PROGRESS, Batch.expires_at > now, is_free)
+    is_to_run = and_(
+        Batch.status == BatchStatus.IN_PROGRESS, Batch.expires_at > now, Batch.paused_at.is_(None), is_free
+    )
     if wanted.above is not None:
         is_to_run = and_(is_to_run, Batch.priority > wanted.above)
     candidates = select(Batch.id, Batch.models, Batch.deaths).where(is_to_run)
@@ -104,12 +107,21 @@ def _take(session: Session, batch: Batch, worker_id: str, lease_seconds: int) ->
     )
 
 
-def renew_lease(session: Session, claim: Claim, lease_seconds: int) -> BatchStatus | None:
-    """Hold the batch for another `lease_seconds`; returns its status, or None if the claim is lost."""
+class Standing(NamedTuple):
+    """What has become of a claimed batch."""
+
+    status: BatchStatus
+    is_paused: bool
+
+
+def renew_lease(session: Session, claim: Claim, lease_seconds: int) -> Standing | None:
+    """Hold the batch for another `lease_seconds`; returns how it stands, or None if the claim is lost."""
     held = update(Batch).where(Batch.id == claim.batch_id, Batch.epoch == claim.epoch)
     if not changed_rows(session, held.values(lease_expires_at=unix_now() + lease_seconds)):
         return None
-    return BatchStatus(session.scalars(select(Batch.status).where(Batch.id == claim.batch_id)).one())
+    query = select(Batch.status, Batch.paused_at).where(Batch.id == claim.batch_id)
+    status, paused_at = session.execute(query).one()
+    return Standing(BatchStatus(status), paused_at is not None)
 
 
 def release(session: Session, claim: Claim, *, died: bool = False) -> None:

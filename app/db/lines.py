@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-from sqlalchemy import delete, exists, insert, select, update
+from sqlalchemy import ColumnElement, delete, exists, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
@@ -161,11 +161,20 @@ def iter_results(session: Session, batch_id: str, ok: bool) -> Iterator[StoredRe
 
 def iter_unfinished(session: Session, batch_id: str) -> Iterator[PendingLine]:
     """Lines without a result, in the order of the file, a chunk in memory at a time."""
+    return _iter_lines(session, batch_id, LineResult.request_line_id.is_(None))
+
+
+def iter_unsuccessful(session: Session, batch_id: str) -> Iterator[PendingLine]:
+    """Lines without an answer for the output file, in the order of the file, a chunk in memory at a time."""
+    return _iter_lines(session, batch_id, or_(LineResult.request_line_id.is_(None), ~LineResult.ok))
+
+
+def _iter_lines(session: Session, batch_id: str, condition: ColumnElement[bool]) -> Iterator[PendingLine]:
     columns = (getattr(RequestLine, name) for name in PendingLine._fields)
     query = (
         select(*columns)
         .outerjoin(LineResult, LineResult.request_line_id == RequestLine.id)
-        .where(RequestLine.batch_id == batch_id, LineResult.request_line_id.is_(None))
+        .where(RequestLine.batch_id == batch_id, condition)
     )
     last_id = 0
     while True:

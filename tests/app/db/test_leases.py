@@ -88,11 +88,11 @@ def test_renewing_tells_of_a_cancel(database: Database) -> None:
     assert claim is not None
     set_columns(database, batch_id, lease_expires_at=1_000)
     with database.begin() as session:
-        assert renew_lease(session, claim, 30) is _S.IN_PROGRESS
+        assert renew_lease(session, claim, 30) == (_S.IN_PROGRESS, False)
     assert (read_batch(database, batch_id).lease_expires_at or 0) > 1_000
-    set_columns(database, batch_id, status=_S.CANCELLING)
+    set_columns(database, batch_id, status=_S.CANCELLING, paused_at=1)
     with database.begin() as session:
-        assert renew_lease(session, claim, 30) is _S.CANCELLING
+        assert renew_lease(session, claim, 30) == (_S.CANCELLING, True)
 
 
 def test_a_released_batch_is_free_at_once(database: Database) -> None:

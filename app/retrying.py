@@ -1,0 +1,72 @@
+"""A retry: a new batch of what an ended batch has no answer for."""
+
+from app.db.batches import create_batch
+from app.db.files import create_file, live_file
+from app.db.lines import iter_unsuccessful
+from app.db.models import Batch
+from app.db.session import Database
+from app.lifecycle import BatchStatus
+from app.settings import Settings
+from app.storage import BlobNotFound, BlobWriter, Storage
+
+MAX_METADATA_PAIRS = 16
+
+_RETRIABLE = (BatchStatus.COMPLETED, BatchStatus.EXPIRED, BatchStatus.CANCELLED)
+
+
+class NothingToRetry(Exception):
+    """No new batch can be made; the message says why."""
+
+
+def create_retry(database: Database, storage: Storage, settings: Settings, batch: Batch) -> Batch:
+    """A new batch with an input file of its own: the lines of `batch` that failed or never ran, unchanged.
+
+    It has the same endpoint, window and priority; its metadata says `retry_of`. Raises NothingToRetry.
+    """
+    if batch.status not in _RETRIABLE:
+        raise NothingToRetry(f"Cannot retry a batch with status '{batch.status}'.")
+    with storage.create() as blob:
+        _copy_lines(database, storage, batch, blob)
+        if blob.num_bytes == 0:
+            raise NothingToRetry("Every request of this batch has succeeded: there is nothing to retry.")
+        key = blob.commit()
+    # A blob that an error here leaves without a row is the keeper's to remove.
+    with database.begin() as session:
+        file = create_file(
+            session,
+            purpose="batch",
+            filename=f"{batch.id}_retry.jsonl",
+            num_bytes=blob.num_bytes,
+            storage_key=key,
+            expires_seconds=settings.input_retention_seconds,
+        )
+        return create_batch(
+            session,
+            input_file_id=file.id,
+            endpoint=batch.endpoint,
+            completion_window=batch.completion_window,
+            window_seconds=batch.expires_at - batch.created_at,
+            metadata=_metadata(batch),
+            output_expires_seconds=batch.output_expires_seconds,
+            priority=batch.priority,
+        )
+
+
+def _copy_lines(database: Database, storage: Storage, batch: Batch, blob: BlobWriter) -> None:
+    with database.read() as session:
+        file = live_file(session, batch.input_file_id)
+        try:
+            if file is None:
+                raise BlobNotFound(batch.input_file_id)
+            with storage.open(file.storage_key) as source:
+                for line in iter_unsuccessful(session, batch.id):
+                    source.seek(line.offset)
+                    blob.write(source.read(line.length) + b"\n")
+        except BlobNotFound:
+            raise NothingToRetry("The input file of this batch is no longer there.") from None
+
+
+def _metadata(batch: Batch) -> dict[str, str]:
+    """The old batch's pairs, as far as they fit beside `retry_of`."""
+    kept = [pair for pair in (batch.metadata_ or {}).items() if pair[0] != "retry_of"]
+    return {**dict(kept[: MAX_METADATA_PAIRS - 1]), "retry_of": batch.id}
