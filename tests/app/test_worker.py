@@ -253,11 +253,14 @@ def test_a_second_worker_on_sqlite_is_refused(
 
 @pytest.mark.parametrize("database_url", ["postgres"], indirect=True)
 def test_two_workers_on_postgres_share_the_batches(
-    database: Database, storage: Storage, make_worker: Callable[[FakeEngine], Worker]
+    database: Database, storage: Storage, settings: Settings
 ) -> None:
     batch_ids = [batch_to_run(database, storage, [chat("a")] * 20) for _ in range(6)]
     engines = [FakeEngine(step_seconds=0.02), FakeEngine(step_seconds=0.02)]
-    with running(make_worker(engines[0])), running(make_worker(engines[1])):
+    # Each leaves to the other what it does not run.
+    one_at_a_time = settings.model_copy(update={"claim_tokens": 1})
+    workers = [Worker(database, storage, one_at_a_time, lambda engine=engine: engine) for engine in engines]
+    with running(workers[0]), running(workers[1]):
         wait_until(
             lambda: all(read_batch(database, id_).status == BatchStatus.FINALIZING for id_ in batch_ids)
         )

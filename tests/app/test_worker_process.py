@@ -112,3 +112,32 @@ def test_kills_lose_nothing_and_redo_nothing_that_was_committed(
 def committed_lines(database: Database) -> set[int]:
     with database.read() as session:
         return set(session.scalars(select(LineResult.request_line_id)))
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("database_url", ["postgres"], indirect=True)
+def test_a_worker_that_stalls_and_comes_back_cannot_write(
+    database: Database, database_url: str, storage: Storage, data_dir: Path, tmp_path: Path
+) -> None:
+    run_logs = [tmp_path / "first", tmp_path / "second"]
+    batch_id = batch_to_run(database, storage, [chat("a")] * NUM_LINES)
+    first = WorkerProcess(data_dir, database_url, run_logs[0])
+    wait_until(lambda: committed_lines(database))
+    first.process.send_signal(signal.SIGSTOP)
+    num_started = runs_of(run_logs[0]).total()
+    committed = committed_lines(database)
+    second = WorkerProcess(data_dir, database_url, run_logs[1])
+    wait_until(lambda: runs_of(run_logs[1]))  # its lease has run out
+    first.process.send_signal(signal.SIGCONT)  # while the second runs the very lines that the first holds
+    wait_until(lambda: read_batch(database, batch_id).status == BatchStatus.FINALIZING)
+    assert first.send(signal.SIGTERM) == 0
+    assert second.send(signal.SIGTERM) == 0
+    assert not committed & runs_of(run_logs[1]).keys()
+    assert runs_of(run_logs[0]).total() < NUM_LINES
+    assert num_started <= runs_of(run_logs[0]).total()
+    batch = read_batch(database, batch_id)
+    assert batch.epoch == 2
+    assert (batch.completed, batch.failed) == (NUM_LINES, 0)
+    with database.read() as session:
+        by_second = set(session.scalars(select(LineResult.request_line_id))) - committed
+    assert by_second == set(runs_of(run_logs[1]))
