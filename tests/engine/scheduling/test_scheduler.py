@@ -44,11 +44,11 @@ class Job:
             lengths=lengths,
         )
 
-    def add(self, requests: list[Request]) -> None:
+    def add(self, requests: list[Request], priority: int = 0) -> None:
         plan = make_plan(requests, page_size=self.page_size, num_pages=self.num_pages)
         refused = {refusal.request_id for refusal in plan.refused}
         self.held |= {r.request_id: r for r in requests if r.request_id not in refused}
-        self.scheduler.add(plan)
+        self.scheduler.add(plan, priority=priority)
         self.scheduler.check_invariants()
 
     def drop(self, request_ids: list[int]) -> None:
@@ -117,7 +117,8 @@ def test_work_comes_and_goes_at_any_moment(data, page_size, num_pages, max_batch
     job = Job(num_pages, page_size, max_batch_tokens, expects_short)
     for round_ in range(data.draw(st.integers(1, 4))):
         requests = data.draw(workloads(6))
-        job.add([Request(round_ * 100 + r.request_id, r.prompt_ids, r.sampling) for r in requests])
+        renamed = [Request(round_ * 100 + r.request_id, r.prompt_ids, r.sampling) for r in requests]
+        job.add(renamed, priority=data.draw(st.integers(-2, 2)))
         for _ in range(data.draw(st.integers(0, 6))):
             if job.scheduler.has_work:
                 job.step()
@@ -255,6 +256,15 @@ def test_a_stop_string_ends_a_sequence():
     assert stopped.finish_reason == FinishReason.STOP
     assert len(stopped.output_ids) == 1
     job.scheduler.check_invariants()
+
+
+def test_a_higher_priority_is_admitted_before_all_that_waits():
+    job = Job(num_pages=4, page_size=4, max_batch_tokens=4)
+    for priority, ids in [(0, (1, 2, 3)), (-1, (4,)), (0, (5,)), (7, (6, 7))]:
+        job.add([request(i, [10 + i] * 9, max_tokens=4, ignore_eos=True) for i in ids], priority)
+        job.step()  # the first is running when the others come
+    job.run()
+    assert list(job.finished) == [1, 6, 7, 2, 3, 5, 4]
 
 
 def test_sampling_columns_are_the_requests_own():
