@@ -2,10 +2,14 @@
 
 import logging
 import threading
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from app.db.leases import Claim, Standing, renew_lease
 from app.db.session import Database
+from app.db.workers import SIGN_SECONDS, give_sign, sign_off
 from app.lifecycle import BatchStatus
 from app.outage import OUTAGE, reason
 
@@ -21,6 +25,7 @@ class Watch:
 
     claim: Claim
     standing: Standing | None = RUNNING
+    progress: dict[str, Any] | None = None  # what the next heartbeat tells of the batch
 
     @property
     def is_lost(self) -> bool:
@@ -35,7 +40,12 @@ class Watch:
 class Heartbeat:
     """Renews the leases of all watched claims about once a second, through outages too."""
 
-    def __init__(self, database: Database, lease_seconds: int) -> None:
+    def __init__(
+        self, database: Database, lease_seconds: int, *, worker_id: str, models: Sequence[str]
+    ) -> None:
+        self._worker_id = worker_id
+        self._models = models
+        self._next_sign_at = 0.0  # monotonic
         self._database = database
         self._lease_seconds = lease_seconds
         self._watches: list[Watch] = []
@@ -54,16 +64,33 @@ class Heartbeat:
     def close(self) -> None:
         self._stop.set()
         self._thread.join()
+        try:
+            with self._database.begin() as session:
+                sign_off(session, self._worker_id)
+        except OUTAGE as error:
+            log.warning("This worker cannot sign off (%s).", reason(error))
 
     def _run(self) -> None:
+        self._sign()
         while not self._stop.wait(HEARTBEAT_SECONDS):
             for watch in self._watches:
                 self._renew(watch)
+            self._sign()
+
+    def _sign(self) -> None:
+        if time.monotonic() < self._next_sign_at:
+            return
+        self._next_sign_at = time.monotonic() + SIGN_SECONDS
+        try:
+            with self._database.begin() as session:
+                give_sign(session, self._worker_id, self._models)
+        except OUTAGE as error:
+            log.warning("This worker cannot say that it lives (%s).", reason(error))
 
     def _renew(self, watch: Watch) -> None:
         try:
             with self._database.begin() as session:
-                watch.standing = renew_lease(session, watch.claim, self._lease_seconds)
+                watch.standing = renew_lease(session, watch.claim, self._lease_seconds, watch.progress)
         except OUTAGE as error:
             # Running on is safe: whoever takes the batch over moves the epoch, which locks our writes out.
             log.warning("The lease of %s is not renewed (%s).", watch.claim.batch_id, reason(error))

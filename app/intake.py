@@ -155,7 +155,12 @@ class Intake:
         claim = opened.claim
         log.info("Running %s.", claim.batch_id)
         batch = RunningBatch(
-            claim, self._heartbeat.watch(claim), self._recorder.open(claim), self._fingerprint
+            claim,
+            self._heartbeat.watch(claim),
+            self._recorder.open(claim),
+            self._fingerprint,
+            prompt_tokens_done=claim.input_tokens,
+            output_tokens_done=claim.output_tokens,
         )
         batch.untranslated = self._translated(batch, opened.lines)
         return batch

@@ -38,6 +38,7 @@ class RunningBatch:
     unanswered: the lines that the engine holds, by request id.
     undone: lines that left the engine without an answer; their attempts are to be taken back.
     num_prompt_tokens: of the lines that wait or are in the engine.
+    prompt_tokens_done, output_tokens_done: of the lines answered so far, those of earlier claims included.
     """
 
     claim: Claim
@@ -49,6 +50,8 @@ class RunningBatch:
     unanswered: dict[int, RunningLine] = field(default_factory=dict)
     undone: list[PendingLine] = field(default_factory=list)
     num_prompt_tokens: int = 0
+    prompt_tokens_done: int = 0
+    output_tokens_done: int = 0
 
     @property
     def endpoint(self) -> Endpoint:
@@ -109,6 +112,8 @@ class RunningBatch:
     def answer(self, completion: Completion) -> NewResult:
         """The result of a finished request."""
         running = self._take_out(completion.request_id)
+        self.prompt_tokens_done += completion.num_prompt_tokens
+        self.output_tokens_done += len(completion.output_ids)
         body = self.endpoint.respond(
             completion,
             response_id=new_id(""),

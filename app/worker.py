@@ -24,6 +24,7 @@ from app.heartbeat import Heartbeat
 from app.intake import Intake
 from app.lifecycle import BatchStatus
 from app.outage import OUTAGE, Stopped, reason, ride_out
+from app.pace import Pace
 from app.results import Recorder
 from app.running import RunningBatch
 from app.settings import Settings, StartupError
@@ -65,6 +66,7 @@ class Worker:
         self._engine_factory = engine_factory
         self._worker_id = f"worker_{uuid.uuid4().hex}"
         self._running: list[RunningBatch] = []
+        self._pace = Pace()
 
     def run(
         self,
@@ -82,7 +84,12 @@ class Worker:
             with self._only_worker(stop):
                 self._engine = self._engine_factory()
                 self._recorder = Recorder(self._database)
-                self._heartbeat = Heartbeat(self._database, self._settings.lease_seconds)
+                self._heartbeat = Heartbeat(
+                    self._database,
+                    self._settings.lease_seconds,
+                    worker_id=self._worker_id,
+                    models=self._settings.served_models,
+                )
                 self._intake = self._new_intake(stop)
                 try:
                     self._work(stop, on_progress or (lambda progress: None), until_idle)
@@ -127,6 +134,7 @@ class Worker:
                 stop.wait(POLL_SECONDS)
             for batch in self._running:
                 on_progress(_progress(batch))
+            self._tell()
             self._settle(stop)
 
     def _take_work(self) -> None:
@@ -136,7 +144,14 @@ class Worker:
     def _answer(self, completions: Sequence[Completion]) -> None:
         for completion in completions:
             batch = next(b for b in self._running if completion.request_id in b.unanswered)
+            self._pace.answered(completion.num_prompt_tokens)
             self._recorder.put(batch.queue, [batch.answer(completion)])
+
+    def _tell(self) -> None:
+        if not self._running:
+            self._pace.rest()
+        elif self._pace.is_due:
+            self._pace.tell(self._running, self._engine.running_ids)
 
     def _drop_departing(self) -> None:
         """Take the lines of cancelled, closed and lost batches out of the engine."""

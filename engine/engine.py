@@ -73,6 +73,11 @@ class Engine:
     def has_work(self) -> bool:
         return self._scheduler.has_work
 
+    @property
+    def running_ids(self) -> frozenset[int]:
+        """Requests that have KV pages now."""
+        return self._scheduler.running_ids
+
     def step(self) -> list[Completion]:
         """Compute one step; the requests that it finished."""
         batch = self._scheduler.next_batch()

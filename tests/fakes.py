@@ -86,6 +86,10 @@ class FakeEngine:
     def has_work(self) -> bool:
         return bool(self.waiting)
 
+    @property
+    def running_ids(self) -> frozenset[int]:
+        return frozenset(list(self.waiting)[: self.per_step])
+
     def step(self) -> list[Completion]:
         self.stats.steps += 1
         if self.stats.steps == self.fail_at_step:

@@ -8,6 +8,7 @@ from fastapi import APIRouter, Depends, Query
 from app.api.deps import Service, ServiceDep, json_body, json_schema, known_cursor, may_be_id
 from app.api.errors import conflict, invalid_value, not_found, unsupported_value
 from app.api.incoming import check_expiry_seconds
+from app.api.progress import progress_of
 from app.api.schemas import BatchCreate, BatchList, BatchObject
 from app.db import batches
 from app.db.models import Batch
@@ -65,8 +66,8 @@ def list_batches(
 @router.get("/{batch_id}")
 def retrieve_batch(service: ServiceDep, batch_id: str) -> BatchObject:
     with service.database.read() as session:
-        row = batches.get_batch(session, batch_id) if may_be_id(batch_id) else None
-        return BatchObject.of(_found(row, batch_id))
+        row = _found(batches.get_batch(session, batch_id) if may_be_id(batch_id) else None, batch_id)
+        return BatchObject.of(row, progress_of(session, row))
 
 
 @router.post("/{batch_id}/cancel")

@@ -112,6 +112,22 @@ class BatchUsage(BaseModel):
     total_tokens: int
 
 
+class BatchProgress(BaseModel):
+    """How far a batch in progress is, a second or two ago. Only a single batch is retrieved with it.
+
+    lines_running: held in KV memory right now. eta_seconds: null while there is nothing to tell it from.
+    queue_position: 0 while a worker has the batch; else 1 for the next one. null while it is paused.
+    waiting_for: why no worker has it, where that is more than its turn.
+    """
+
+    prompt_tokens_done: int
+    output_tokens_done: int
+    lines_running: int
+    eta_seconds: int | None
+    queue_position: int | None
+    waiting_for: str | None
+
+
 class BatchObject(BaseModel):
     id: str
     object: Literal["batch"] = "batch"
@@ -137,16 +153,19 @@ class BatchObject(BaseModel):
     metadata: dict[str, str] | None
     priority: int  # ours, as is all that follows
     paused_at: int | None
+    progress: BatchProgress | None
 
     @classmethod
-    def of(cls, row: Batch) -> "BatchObject":
-        same_name = cls.model_fields.keys() & set(Batch.__table__.columns.keys()) - {"metadata", "errors"}
+    def of(cls, row: Batch, progress: BatchProgress | None = None) -> "BatchObject":
+        other = {"metadata", "errors", "progress"}
+        same_name = cls.model_fields.keys() & set(Batch.__table__.columns.keys()) - other
         return cls(
             **{name: getattr(row, name) for name in same_name},
             errors=None if row.errors is None else BatchErrors.model_validate({"data": row.errors}),
             request_counts=RequestCounts(total=row.total, completed=row.completed, failed=row.failed),
             usage=_usage(row),
             metadata=row.metadata_,
+            progress=progress,
         )
 
 

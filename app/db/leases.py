@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from sqlalchemy import and_, or_, select, update
+from sqlalchemy import and_, null, or_, select, update
 from sqlalchemy.orm import Session
 
 from app.db.batches import changed_rows
@@ -22,6 +22,7 @@ class Claim:
     """A worker's right to run a batch, good while `epoch` is the batch's.
 
     storage_key: of its input. deaths: how many workers died while they held the batch.
+    input_tokens, output_tokens: of the lines that were answered before.
     """
 
     batch_id: str
@@ -31,6 +32,8 @@ class Claim:
     storage_key: str
     deaths: int
     priority: int
+    input_tokens: int
+    output_tokens: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +107,8 @@ def _take(session: Session, batch: Batch, worker_id: str, lease_seconds: int) ->
         storage_key=storage_key,
         deaths=batch.deaths,
         priority=batch.priority,
+        input_tokens=batch.input_tokens,
+        output_tokens=batch.output_tokens,
     )
 
 
@@ -114,10 +119,15 @@ class Standing(NamedTuple):
     is_paused: bool
 
 
-def renew_lease(session: Session, claim: Claim, lease_seconds: int) -> Standing | None:
-    """Hold the batch for another `lease_seconds`; returns how it stands, or None if the claim is lost."""
+def renew_lease(
+    session: Session, claim: Claim, lease_seconds: int, progress: dict[str, Any] | None = None
+) -> Standing | None:
+    """Hold the batch for another `lease_seconds`; returns how it stands, or None if the claim is lost.
+
+    `progress`: what is told of it meanwhile.
+    """
     held = update(Batch).where(Batch.id == claim.batch_id, Batch.epoch == claim.epoch)
-    if not changed_rows(session, held.values(lease_expires_at=unix_now() + lease_seconds)):
+    if not changed_rows(session, held.values(lease_expires_at=unix_now() + lease_seconds, progress=progress)):
         return None
     query = select(Batch.status, Batch.paused_at).where(Batch.id == claim.batch_id)
     status, paused_at = session.execute(query).one()
@@ -128,7 +138,9 @@ def release(session: Session, claim: Claim, *, died: bool = False) -> None:
     """Give the batch back; nothing happens if the claim is lost. `died`: an error ends the worker."""
     held = update(Batch).where(Batch.id == claim.batch_id, Batch.epoch == claim.epoch)
     deaths = Batch.deaths + int(died)
-    changed_rows(session, held.values(lease_owner=None, lease_expires_at=None, deaths=deaths))
+    changed_rows(
+        session, held.values(lease_owner=None, lease_expires_at=None, deaths=deaths, progress=null())
+    )
 
 
 def fence(session: Session, batch_id: str, *, status: BatchStatus, epoch: int) -> int | None:

@@ -100,6 +100,9 @@ class Batch(Base):
     models: Mapped[list[str] | None] = mapped_column(Json)  # all that its requests name; None: not known yet
     priority: Mapped[int] = mapped_column(Integer, default=0, server_default="0")  # higher goes first
     paused_at: Mapped[int | None] = mapped_column(BigInteger)  # no worker takes it while this is set
+    progress: Mapped[dict[str, Any] | None] = mapped_column(
+        Json
+    )  # of its worker, a second old; see `release`
     status: Mapped[str] = mapped_column(String(16), index=True)
     errors: Mapped[list[dict[str, Any]] | None] = mapped_column(Json)  # validation errors
     output_file_id: Mapped[str | None] = mapped_column(String(64))
@@ -161,3 +164,13 @@ class LineResult(Base):
     payload: Mapped[bytes] = mapped_column(LargeBinary)  # the JSON line, without its newline
 
     __table_args__ = (Index("ix_line_results_batch_id", "batch_id", "ok", "request_line_id"),)
+
+
+class Worker(Base):
+    """A worker that is ready to run batches. `seen_at`: its last sign of life."""
+
+    __tablename__ = "workers"
+
+    id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    models: Mapped[list[str]] = mapped_column(Json)  # names that it serves
+    seen_at: Mapped[int] = mapped_column(BigInteger)

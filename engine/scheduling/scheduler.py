@@ -70,6 +70,11 @@ class Scheduler:
         return bool(self._unfinished)
 
     @property
+    def running_ids(self) -> frozenset[int]:
+        """Requests that have pages now."""
+        return frozenset(self._residents.request_id[self._residents.is_leaf].tolist())
+
+    @property
     def peak_pages(self) -> int:
         """Most pages in use at a time, those set aside for outputs included."""
         return self._pool.peak_used
