@@ -23,7 +23,7 @@ class Pace:
         self._num_answered += num_prompt_tokens
 
     def tell(self, batches: Sequence[RunningBatch], running_ids: frozenset[int]) -> None:
-        """Put each batch's progress where the next heartbeat finds it. Between two calls, tells nothing new."""
+        """Put each batch's progress where the next heartbeat finds it."""
         now = time.monotonic()
         self._marks.append((now, self._num_answered))
         while now - self._marks[0][0] > _WINDOW_SECONDS:

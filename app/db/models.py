@@ -100,9 +100,7 @@ class Batch(Base):
     models: Mapped[list[str] | None] = mapped_column(Json)  # all that its requests name; None: not known yet
     priority: Mapped[int] = mapped_column(Integer, default=0, server_default="0")  # higher goes first
     paused_at: Mapped[int | None] = mapped_column(BigInteger)  # no worker takes it while this is set
-    progress: Mapped[dict[str, Any] | None] = mapped_column(
-        Json
-    )  # of its worker, a second old; see `release`
+    progress: Mapped[dict[str, Any] | None] = mapped_column(Json)  # told by its worker, a second old
     status: Mapped[str] = mapped_column(String(16), index=True)
     errors: Mapped[list[dict[str, Any]] | None] = mapped_column(Json)  # validation errors
     output_file_id: Mapped[str | None] = mapped_column(String(64))

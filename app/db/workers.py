@@ -42,7 +42,7 @@ def queue_position(session: Session, batch: Batch) -> int:
 
 
 def unserved_models(session: Session, models: Sequence[str] | None) -> list[str] | None:
-    """The batch's models that keep every living worker from it; None if one can run it. Empty: no worker lives."""
+    """What of the batch's models keeps every living worker from it; None: nothing. Empty: no worker lives."""
     alive = session.scalars(select(Worker.models).where(Worker.seen_at >= unix_now() - ALIVE_SECONDS)).all()
     missing = [sorted(set(models or ()) - set(served)) for served in alive]
     return min(missing, key=len, default=[]) if not alive or all(missing) else None

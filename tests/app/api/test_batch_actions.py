@@ -13,6 +13,7 @@ from app.worker import Worker
 from tests.app.api.conftest import Server
 from tests.app.api.test_batches import ROADS, create, move
 from tests.app.batches import batch_to_run, chat, lines_of, read_batch, results_of
+from tests.app.db.jobs import set_columns
 from tests.app.steps import answer, claim_one, finish
 from tests.app.test_worker import running, wait_until
 from tests.fakes import FakeEngine
@@ -129,3 +130,36 @@ def test_a_retry_needs_the_input_of_the_old_batch(server: Server) -> None:
     response = server.http("POST", f"/v1/batches/{batch_id}/retry")
     assert response.status_code == 409
     assert "no longer there" in response.json()["error"]["message"]
+
+
+def test_progress_of_a_batch_that_runs_and_of_one_that_waits(server: Server) -> None:
+    database, storage = server.database, server.storage
+    other = batch_to_run(database, storage, [chat("a")])
+    set_columns(database, other, models=["other"])
+    first, second = (batch_to_run(database, storage, [chat("a")] * 2000) for _ in range(2))
+
+    def progress(batch_id: str) -> dict[str, Any]:
+        body = server.http("GET", f"/v1/batches/{batch_id}").json()
+        Batch.model_validate(body, strict=True)
+        return dict(body["progress"])
+
+    assert progress(first)["waiting_for"] == "No worker is ready."
+    engine = FakeEngine(step_seconds=0.01, per_step=2)
+    settings = server.settings.model_copy(update={"model_name": "m", "claim_tokens": 1})
+    with running(Worker(database, storage, settings, lambda: engine)):
+        wait_until(lambda: progress(first)["eta_seconds"])
+        told = progress(first)
+        assert told["lines_running"] == 2
+        assert 0 < told["output_tokens_done"] < told["prompt_tokens_done"]
+        assert (told["queue_position"], told["waiting_for"]) == (0, None)
+        assert (progress(other)["queue_position"], progress(second)["queue_position"]) == (1, 2)
+        assert progress(second)["waiting_for"] is None
+        assert progress(other)["waiting_for"] == "No worker that is ready serves the model 'other'."
+        act(server, second, "pause")
+        waits = progress(second)
+        assert (waits["queue_position"], waits["waiting_for"]) == (None, "The batch is paused.")
+    stopped = progress(first)
+    assert (stopped["lines_running"], stopped["eta_seconds"]) == (0, None)
+    assert stopped["prompt_tokens_done"] >= told["prompt_tokens_done"]
+    assert stopped["waiting_for"] == "No worker is ready."
+    assert server.http("GET", "/v1/batches/" + create(server).id).json()["progress"] is None
