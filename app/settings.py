@@ -29,7 +29,10 @@ def parse_bytes(value: object) -> object:
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", value)
     if match is None or match[2].lower() not in _BYTE_UNITS:
         raise ValueError("give a number of bytes, with a unit if you like, such as 512MB or 2GiB")
-    return int(float(match[1]) * _BYTE_UNITS[match[2].lower()])
+    try:
+        return int(float(match[1]) * _BYTE_UNITS[match[2].lower()])
+    except OverflowError:
+        raise ValueError("no machine has so much") from None
 
 
 ByteCount = Annotated[int, BeforeValidator(parse_bytes), Field(gt=0)]

@@ -13,7 +13,7 @@ from engine.attention.kv_pool import KVPool, kv_bytes_per_token
 from engine.attention.torch_backend import TorchBackend
 from engine.config import EngineConfig
 from engine.engine import Engine
-from engine.errors import EngineConfigError
+from engine.errors import EngineConfigError, ModelRefused
 from engine.execution.model import LoadedModel, load_model
 from engine.execution.packed_linear import pack_linear_layers
 from engine.execution.peak_memory import free_bytes_beside, fullest_step
@@ -54,10 +54,16 @@ def assemble_engine(
 ) -> Engine:
     """The engine around a loaded model. started: when its building began, by time.perf_counter()."""
     tokenizer = Tokenizer(Path(config.model_path))
+    if tokenizer.vocab_size > loaded.vocab_size:
+        raise ModelRefused(
+            f"its tokenizer knows {tokenizer.vocab_size} tokens and the model only {loaded.vocab_size}"
+        )
     page_bytes = config.page_size * kv_bytes_per_token(loaded.kv_shapes, loaded.dtype)
     kv_bytes = config.kv_memory_bytes
     if kv_bytes is None:
         kv_bytes = _affordable_kv_bytes(config, loaded, make_attention)
+    if loaded.device.type == "cpu" and kv_bytes > (most := psutil.virtual_memory().total):
+        raise EngineConfigError(f"--kv-memory {kv_bytes} bytes: this machine has {most} in all; lower it.")
     num_pages = _num_pages(config, kv_bytes, page_bytes)
     pages = PagePool(num_pages, config.page_size)
     return Engine(
@@ -91,7 +97,13 @@ def make_runner(
     loaded: LoadedModel, make_attention: AttentionFactory, num_pages: int, page_size: int
 ) -> Runner:
     """A runner with KV memory of its own."""
-    pool = KVPool(loaded.kv_shapes, num_pages * page_size, loaded.dtype, loaded.device)
+    try:
+        pool = KVPool(loaded.kv_shapes, num_pages * page_size, loaded.dtype, loaded.device)
+    except RuntimeError as error:  # torch.OutOfMemoryError on a GPU is one
+        raise EngineConfigError(
+            f"Memory for {num_pages * page_size} tokens of keys and values is not to be had on this machine: "
+            "lower --kv-memory."
+        ) from error
     return Runner(loaded.model, make_attention(pool, page_size, loaded), loaded.device)
 
 

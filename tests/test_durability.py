@@ -91,6 +91,7 @@ def test_a_batch_survives_kills(tmp_path, smollm2_dir, target):
             continue
         num_kills += 1
         committed = _committed(service.data_dir / "batchllm.db")
+        assert len(committed) < NUM_LINES, "the batch was over before the last kill"
         if target == "serve":
             service.start()
         while batch.status not in {"completed", "failed"} and len(_engine_runs(notes)) == noted:

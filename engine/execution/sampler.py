@@ -62,7 +62,7 @@ def _draw(
         ordered, vocabulary = probabilities[rows].sort(dim=-1, descending=True, stable=True)
         # Kept: the smallest set of likeliest tokens whose probability reaches top_p, the first always.
         before = ordered.cumsum(dim=-1) - ordered
-        ordered = ordered.masked_fill(before >= column(top_p[nucleus]), 0)
+        ordered = ordered.masked_fill((before >= column(top_p[nucleus])) & (before > 0), 0)
         chosen = _inverse_transform(ordered, column(noise[nucleus]))
         token_ids[rows] = vocabulary.gather(1, chosen[:, None])[:, 0]
     return token_ids

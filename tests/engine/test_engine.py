@@ -162,7 +162,9 @@ def test_what_can_never_fit_is_refused_and_the_rest_runs(tiny_llama_dir):
         assert all(completion.request_id == 1 for completion in engine.step())
 
 
-@pytest.mark.parametrize("change", [{"kv_memory_bytes": 10}, {"device": "cuda"}])
+@pytest.mark.parametrize(
+    "change", [{"kv_memory_bytes": 10}, {"kv_memory_bytes": 1 << 55}, {"device": "cuda"}]
+)
 def test_settings_that_cannot_work_are_told(tiny_llama_dir, change):
     with pytest.raises(EngineConfigError):
         build_engine(EngineConfig(str(tiny_llama_dir), **change))

@@ -25,6 +25,12 @@ def _batch(temperature, top_p=1.0, seeds=None, num_generated=0):
     return StepBatch(**(empty | columns))
 
 
+@pytest.mark.parametrize("top_p", [0.0, 1e-30])
+def test_a_nucleus_of_nothing_keeps_the_likeliest_token(top_p):
+    logits = torch.tensor([[1.0, 5.0, 0.0, -3.0]]).expand(50, -1)
+    assert set(sample(logits, _batch(1.0, top_p, range(50)))) == {1}
+
+
 def test_temperature_zero_takes_the_likeliest_token():
     logits = torch.randn(7, 50)
     assert sample(logits, _batch(0.0, seeds=range(7))).tolist() == logits.argmax(-1).tolist()
