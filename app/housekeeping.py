@@ -1,10 +1,11 @@
-"""What is past its time goes: files, uploads and their parts. All of it can be done again after a kill."""
+"""What is past its time goes: files, uploads, keys. All of it can be done again after a kill."""
 
 from collections.abc import Callable
 
 from sqlalchemy.orm import Session
 
 from app.db.files import take_expired_files
+from app.db.idempotency import forget_keys
 from app.db.session import Database
 from app.db.uploads import expire_uploads, forget_uploads
 from app.settings import DAY_SECONDS
@@ -22,6 +23,7 @@ def remove_expired(database: Database, storage: Storage) -> int:
     num_blobs += _remove_blobs(database, storage, expire_uploads)
     with database.begin() as session:
         forget_uploads(session, UPLOAD_MEMORY_SECONDS)
+        forget_keys(session)
     return num_blobs
 
 

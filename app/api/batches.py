@@ -7,10 +7,12 @@ from fastapi import APIRouter, Depends, Query
 
 from app.api.deps import Service, ServiceDep, json_body, json_schema, known_cursor, may_be_id
 from app.api.errors import conflict, invalid_value, not_found, unsupported_value
+from app.api.idempotency import IdempotencyKey, request_key, unused_key
 from app.api.incoming import check_expiry_seconds
 from app.api.progress import progress_of
 from app.api.schemas import BatchCreate, BatchList, BatchObject
 from app.db import batches
+from app.db.idempotency import create_once
 from app.db.models import Batch
 from app.retrying import NothingToRetry, create_retry
 
@@ -28,7 +30,9 @@ _UNIT_SECONDS = {"m": 60, "h": 3_600, "d": 86_400}
 
 @router.post("", openapi_extra=json_schema(BatchCreate))
 def create_batch(
-    service: ServiceDep, body: Annotated[BatchCreate, Depends(json_body(BatchCreate))]
+    service: ServiceDep,
+    body: Annotated[BatchCreate, Depends(json_body(BatchCreate))],
+    idempotency_key: IdempotencyKey = None,
 ) -> BatchObject:
     """Queue a job. Its input is checked in the background, its existence included."""
     if body.endpoint not in ENDPOINTS:
@@ -38,16 +42,22 @@ def create_batch(
     expires_after = body.output_expires_after
     if expires_after is not None:
         check_expiry_seconds("output_expires_after.seconds", expires_after.seconds)
-    with service.database.begin() as session:
-        row = batches.create_batch(
+    key = request_key(idempotency_key, "batches", body.model_dump())
+    with service.database.begin() as session, unused_key():
+        row = create_once(
             session,
-            endpoint=body.endpoint,
-            input_file_id=body.input_file_id,
-            completion_window=body.completion_window,
-            window_seconds=window_seconds,
-            metadata=body.metadata,
-            output_expires_seconds=None if expires_after is None else expires_after.seconds,
-            priority=body.priority,
+            key,
+            find=lambda batch_id: batches.get_batch(session, batch_id),
+            create=lambda: batches.create_batch(
+                session,
+                endpoint=body.endpoint,
+                input_file_id=body.input_file_id,
+                completion_window=body.completion_window,
+                window_seconds=window_seconds,
+                metadata=body.metadata,
+                output_expires_seconds=None if expires_after is None else expires_after.seconds,
+                priority=body.priority,
+            ),
         )
         return BatchObject.of(row)
 

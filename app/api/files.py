@@ -1,5 +1,6 @@
 """/v1/files: what goes in is stored byte for byte while it arrives; what comes out is streamed."""
 
+from dataclasses import astuple
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query, Request, Response
@@ -9,10 +10,19 @@ from starlette.concurrency import run_in_threadpool
 from app.api.deps import Service, ServiceDep, known_cursor, may_be_id, saving
 from app.api.download import blob_response
 from app.api.errors import conflict, not_found
-from app.api.incoming import FILE_FIELD, TEXT_FIELDS, IncomingFields, IncomingFile, check_declared_bytes
+from app.api.idempotency import IdempotencyKey, request_key, unused_key
+from app.api.incoming import (
+    FILE_FIELD,
+    TEXT_FIELDS,
+    HashedSink,
+    IncomingFields,
+    IncomingFile,
+    check_declared_bytes,
+)
 from app.api.multipart import FormParser, form_boundary, receive_form
 from app.api.schemas import FileDeleted, FileList, FileObject
 from app.db import files
+from app.db.idempotency import RequestKey, create_once
 from app.db.models import File
 from app.storage import BlobWriter
 
@@ -32,16 +42,21 @@ _UPLOAD_BODY = {"required": True, "content": {"multipart/form-data": {"schema": 
 
 
 @router.post("", openapi_extra={"requestBody": _UPLOAD_BODY})
-async def create_file(request: Request, service: ServiceDep) -> FileObject:
+async def create_file(
+    request: Request, service: ServiceDep, idempotency_key: IdempotencyKey = None
+) -> FileObject:
     """Store an upload. The one asynchronous handler: its body must not be held in memory."""
     boundary = form_boundary(request)
     max_bytes = service.settings.max_file_bytes
     check_declared_bytes(request, FILE_FIELD, max_bytes)
     with await run_in_threadpool(service.storage.create) as blob:
-        incoming = IncomingFile(blob, max_bytes=max_bytes, max_line_bytes=service.settings.max_line_bytes)
+        content = HashedSink(blob)
+        incoming = IncomingFile(content, max_bytes=max_bytes, max_line_bytes=service.settings.max_line_bytes)
         form = FormParser(boundary, incoming, file_field=FILE_FIELD, text_fields=TEXT_FIELDS)
         await receive_form(request, form)
-        return await run_in_threadpool(_save, service, incoming.finish(), blob)
+        fields = incoming.finish()
+        key = request_key(idempotency_key, "files", [*astuple(fields), content.hexdigest()])
+        return await run_in_threadpool(_save, service, fields, blob, key)
 
 
 @router.get("")
@@ -94,17 +109,25 @@ def file_content(request: Request, service: ServiceDep, file_id: str) -> Respons
     )
 
 
-def _save(service: Service, fields: IncomingFields, blob: BlobWriter) -> FileObject:
-    with saving(service, blob) as session:
-        row = files.create_file(
+def _save(service: Service, fields: IncomingFields, blob: BlobWriter, key: RequestKey | None) -> FileObject:
+    with saving(service, blob) as session, unused_key():
+        row = create_once(
             session,
-            purpose=fields.purpose,
-            filename=fields.filename,
-            num_bytes=fields.num_bytes,
-            storage_key=blob.key,
-            expires_seconds=fields.expires_seconds or service.settings.input_retention_seconds,
+            key,
+            find=lambda file_id: files.live_file(session, file_id),
+            create=lambda: files.create_file(
+                session,
+                purpose=fields.purpose,
+                filename=fields.filename,
+                num_bytes=fields.num_bytes,
+                storage_key=blob.key,
+                expires_seconds=fields.expires_seconds or service.settings.input_retention_seconds,
+            ),
         )
-        return FileObject.of(row)
+        answer = FileObject.of(row)
+    if row.storage_key != blob.key:
+        service.storage.delete(blob.key)  # the file has been uploaded before
+    return answer
 
 
 def _find(session: Session, file_id: str) -> File:

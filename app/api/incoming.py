@@ -1,5 +1,6 @@
 """A batch file, or a part of one, while it comes in: its fields checked, its bytes counted and stored."""
 
+import hashlib
 import re
 from dataclasses import dataclass
 from typing import Protocol
@@ -34,6 +35,21 @@ _BOM = b"\xef\xbb\xbf"
 
 class ByteSink(Protocol):
     def write(self, chunk: bytes) -> None: ...
+
+
+class HashedSink:
+    """Passes bytes on and takes their sha256 meanwhile."""
+
+    def __init__(self, sink: ByteSink) -> None:
+        self._sink = sink
+        self._digest = hashlib.sha256()
+
+    def write(self, chunk: bytes) -> None:
+        self._digest.update(chunk)
+        self._sink.write(chunk)
+
+    def hexdigest(self) -> str:
+        return self._digest.hexdigest()
 
 
 @dataclass(frozen=True)

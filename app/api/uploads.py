@@ -11,6 +11,7 @@ from starlette.concurrency import run_in_threadpool
 
 from app.api.deps import Service, ServiceDep, json_body, json_schema, may_be_id, saving
 from app.api.errors import ApiError, invalid_value, not_found, unsupported_value
+from app.api.idempotency import IdempotencyKey, request_key, unused_key
 from app.api.incoming import (
     PART_FIELD,
     PURPOSES,
@@ -22,7 +23,8 @@ from app.api.incoming import (
 )
 from app.api.multipart import FormParser, form_boundary, receive_form
 from app.api.schemas import UploadComplete, UploadCreate, UploadObject, UploadPartObject
-from app.db import uploads
+from app.db import files, uploads
+from app.db.idempotency import create_once
 from app.db.models import Upload, UploadPart
 from app.storage import BlobNotFound, BlobWriter, Storage
 
@@ -40,7 +42,9 @@ _PART_BODY = {"required": True, "content": {"multipart/form-data": {"schema": _P
 
 @router.post("", openapi_extra=json_schema(UploadCreate))
 def create_upload(
-    service: ServiceDep, body: Annotated[UploadCreate, Depends(json_body(UploadCreate))]
+    service: ServiceDep,
+    body: Annotated[UploadCreate, Depends(json_body(UploadCreate))],
+    idempotency_key: IdempotencyKey = None,
 ) -> UploadObject:
     """Announce a file that is to come in parts."""
     max_bytes = service.settings.max_file_bytes
@@ -52,16 +56,22 @@ def create_upload(
     if body.expires_after is not None:
         check_expiry_seconds("expires_after.seconds", body.expires_after.seconds)
     filename = check_filename(body.filename, "filename")
-    with service.database.begin() as session:
-        row = uploads.create_upload(
+    key = request_key(idempotency_key, "uploads", body.model_dump())
+    with service.database.begin() as session, unused_key():
+        row = create_once(
             session,
-            purpose=body.purpose,
-            filename=filename,
-            num_bytes=body.bytes,
-            expires_seconds=service.settings.upload_seconds,
-            file_expires_seconds=None if body.expires_after is None else body.expires_after.seconds,
+            key,
+            find=lambda upload_id: session.get(Upload, upload_id),
+            create=lambda: uploads.create_upload(
+                session,
+                purpose=body.purpose,
+                filename=filename,
+                num_bytes=body.bytes,
+                expires_seconds=service.settings.upload_seconds,
+                file_expires_seconds=None if body.expires_after is None else body.expires_after.seconds,
+            ),
         )
-        return UploadObject.of(row)
+        return UploadObject.of(row, files.get_file(session, row.file_id or ""))
 
 
 @router.post("/{upload_id}/parts", openapi_extra={"requestBody": _PART_BODY})

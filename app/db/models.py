@@ -86,6 +86,17 @@ class UploadPart(Base):
     storage_key: Mapped[str] = mapped_column(String(128), unique=True)
 
 
+class IdempotencyKey(Base):
+    """A key of a client's, and the object that the request under it made. None: it is being made."""
+
+    __tablename__ = "idempotency_keys"
+
+    key: Mapped[str] = mapped_column(String(255), primary_key=True)
+    request_digest: Mapped[str] = mapped_column(String(64))
+    object_id: Mapped[str | None] = mapped_column(String(64))
+    expires_at: Mapped[int] = mapped_column(BigInteger, index=True)
+
+
 class Batch(Base):
     """A job. `epoch` grows with every claim: whoever writes must hold the current one."""
 

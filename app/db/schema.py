@@ -28,7 +28,7 @@ def migrate(database: Database) -> None:
     try:
         with _migration_connection(database) as connection:
             current = MigrationContext.configure(connection).get_current_revision()
-            script = ScriptDirectory.from_config(_config())
+            script = ScriptDirectory.from_config(alembic_config())
             known = {revision.revision for revision in script.walk_revisions()}
             if current is not None and current not in known:
                 raise StartupError(
@@ -36,7 +36,7 @@ def migrate(database: Database) -> None:
                     "upgrade batchllm, or restore a backup made before the upgrade."
                 )
             if current != script.get_current_head():
-                config = _config()
+                config = alembic_config()
                 config.attributes["connection"] = connection
                 command.upgrade(config, "head")
     except DatabaseError as error:
@@ -55,7 +55,7 @@ def schema_is_current(database: Database) -> bool:
     """Whether exactly the migrations of this code have been applied. DatabaseError if out of reach."""
     with database.engine.connect() as connection:
         current = MigrationContext.configure(connection).get_current_revision()
-    return bool(current == ScriptDirectory.from_config(_config()).get_current_head())
+    return bool(current == ScriptDirectory.from_config(alembic_config()).get_current_head())
 
 
 @contextmanager
@@ -71,7 +71,7 @@ def _migration_connection(database: Database) -> Iterator[Connection]:
         yield connection
 
 
-def _config() -> Config:
+def alembic_config() -> Config:
     """Alembic's configuration, without a file: the scripts are found by importing their package."""
     config = Config()
     config.set_main_option("script_location", str(Path(migrations.__file__).parent).replace("%", "%%"))
