@@ -10,7 +10,7 @@ from types import FrameType
 import uvicorn
 from fastapi import FastAPI
 
-from app.api import batches, files, health, models, uploads
+from app.api import batches, files, health, models, results, uploads
 from app.api.deps import Service
 from app.api.errors import install_error_handlers
 from app.api.middleware import LoopbackGuard, RequestEnvelope, is_loopback
@@ -26,7 +26,7 @@ def create_app(settings: Settings, database: Database, storage: Storage) -> Fast
     """The HTTP side of the service, on a database whose schema someone else keeps."""
     app = FastAPI(title="BatchLLM", docs_url=None, redoc_url=None, redirect_slashes=False)
     app.state.service = Service(settings, database, storage, started_at=int(time.time()))
-    for module in (files, uploads, batches, models, health):
+    for module in (files, uploads, batches, results, models, health):
         app.include_router(module.router)
     install_error_handlers(app)
     if is_loopback(settings.host):

@@ -3,17 +3,18 @@
 import re
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Query
+from fastapi import APIRouter, Depends, Query, Request
 
 from app.api.deps import Service, ServiceDep, json_body, json_schema, known_cursor, may_be_id
-from app.api.errors import conflict, invalid_value, not_found, unsupported_value
+from app.api.errors import ApiError, conflict, invalid_value, not_found, unsupported_value
 from app.api.idempotency import IdempotencyKey, request_key, unused_key
 from app.api.incoming import check_expiry_seconds
 from app.api.progress import progress_of
-from app.api.schemas import BatchCreate, BatchList, BatchObject
-from app.db import batches
+from app.api.schemas import BatchCreate, BatchDeleted, BatchList, BatchObject
+from app.db import batches, lines
 from app.db.idempotency import create_once
 from app.db.models import Batch
+from app.lifecycle import BatchStatus
 from app.retrying import NothingToRetry, create_retry
 
 router = APIRouter(prefix="/v1/batches")
@@ -25,6 +26,16 @@ MAX_METADATA_KEY_CHARS = 64
 MAX_METADATA_VALUE_CHARS = 512
 
 _WINDOW = re.compile(r"([1-9][0-9]{0,8})([mhd])", re.ASCII)
+_METADATA_PARAM = re.compile(r"metadata\[(.*)\]", re.DOTALL)
+_METADATA_PARAMETER = {
+    "name": "metadata",
+    "in": "query",
+    "style": "deepObject",
+    "explode": True,
+    "schema": {"type": "object", "additionalProperties": {"type": "string"}},
+}
+_MAX_UNIX_SECONDS = 2**53
+_LINES_PER_DELETION = 5_000
 _UNIT_SECONDS = {"m": 60, "h": 3_600, "d": 86_400}
 
 
@@ -62,21 +73,34 @@ def create_batch(
         return BatchObject.of(row)
 
 
-@router.get("")
+@router.get("", openapi_extra={"parameters": [_METADATA_PARAMETER]})
 def list_batches(
-    service: ServiceDep, after: str | None = None, limit: Annotated[int, Query(ge=1, le=100)] = 20
+    request: Request,
+    service: ServiceDep,
+    after: str | None = None,
+    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+    status: BatchStatus | None = None,
+    created_after: Annotated[int | None, Query(ge=0, le=_MAX_UNIX_SECONDS)] = None,
 ) -> BatchList:
     """Jobs, newest first. `after` is the last id of the previous page."""
+    metadata = _metadata_filter(request)
     with service.database.read() as session:
         with known_cursor(after):
-            rows, has_more = batches.list_batches(session, after=after, limit=limit)
+            rows, has_more = batches.list_batches(
+                session,
+                after=after,
+                limit=limit,
+                status=status,
+                created_after=created_after,
+                metadata=metadata,
+            )
         return BatchList.of(rows, has_more)
 
 
 @router.get("/{batch_id}")
 def retrieve_batch(service: ServiceDep, batch_id: str) -> BatchObject:
     with service.database.read() as session:
-        row = _found(batches.get_batch(session, batch_id) if may_be_id(batch_id) else None, batch_id)
+        row = found(batches.get_batch(session, batch_id) if may_be_id(batch_id) else None, batch_id)
         return BatchObject.of(row, progress_of(session, row))
 
 
@@ -88,7 +112,7 @@ def cancel_batch(service: ServiceDep, batch_id: str) -> BatchObject:
             row = batches.request_cancel(session, batch_id) if may_be_id(batch_id) else None
         except batches.NotCancellable as error:
             raise conflict(str(error)) from None
-        return BatchObject.of(_found(row, batch_id))
+        return BatchObject.of(found(row, batch_id))
 
 
 @router.post("/{batch_id}/pause")
@@ -107,7 +131,7 @@ def resume_batch(service: ServiceDep, batch_id: str) -> BatchObject:
 def retry_batch(service: ServiceDep, batch_id: str) -> BatchObject:
     """A new batch of the lines that failed or did not run; `metadata.retry_of` names the old one."""
     with service.database.read() as session:
-        row = _found(batches.get_batch(session, batch_id) if may_be_id(batch_id) else None, batch_id)
+        row = found(batches.get_batch(session, batch_id) if may_be_id(batch_id) else None, batch_id)
     try:
         retry = create_retry(service.database, service.storage, service.settings, row)
     except NothingToRetry as error:
@@ -121,13 +145,51 @@ def _set_paused(service: Service, batch_id: str, paused: bool) -> BatchObject:
             row = batches.set_paused(session, batch_id, paused) if may_be_id(batch_id) else None
         except batches.NotPausable as error:
             raise conflict(str(error)) from None
-        return BatchObject.of(_found(row, batch_id))
+        return BatchObject.of(found(row, batch_id))
 
 
-def _found(row: Batch | None, batch_id: str) -> Batch:
+@router.delete("/{batch_id}")
+def delete_batch(service: ServiceDep, batch_id: str) -> BatchDeleted:
+    """Forget a batch that has ended. Its files stay until they expire or are deleted themselves."""
+    with service.database.read() as session:
+        try:
+            is_there = may_be_id(batch_id) and batches.check_has_ended(session, batch_id)
+        except batches.NotEnded as error:
+            raise conflict(str(error)) from None
+    if not is_there:
+        raise _no_batch(batch_id)
+    num_lines = _LINES_PER_DELETION
+    while num_lines == _LINES_PER_DELETION:  # a transaction for each, so that others need not wait for all
+        with service.database.begin() as session:
+            num_lines = lines.delete_some_lines(session, batch_id, _LINES_PER_DELETION)
+    with service.database.begin() as session:
+        batches.delete_batch(session, batch_id)
+    return BatchDeleted(id=batch_id)
+
+
+def found(row: Batch | None, batch_id: str) -> Batch:
+    """The row; raises `ApiError` 404 if there is none."""
     if row is None:
-        raise not_found(f"No batch found with id '{batch_id}'.", param="id")
+        raise _no_batch(batch_id)
     return row
+
+
+def _no_batch(batch_id: str) -> ApiError:
+    return not_found(f"No batch found with id '{batch_id}'.", param="id")
+
+
+def _metadata_filter(request: Request) -> dict[str, str]:
+    """Of `?metadata[k]=v&metadata[l]=w`, the keys and the values that a batch must have."""
+    wanted: dict[str, str] = {}
+    for param, value in request.query_params.multi_items():
+        match = _METADATA_PARAM.fullmatch(param)
+        if match is None:
+            continue
+        if "\0" in param + value:
+            raise invalid_value("metadata", "Invalid 'metadata': NUL characters are not allowed.")
+        if wanted.setdefault(match[1], value) != value:
+            raise invalid_value("metadata", f"Invalid '{param}': it was given with two values.")
+    return wanted
 
 
 def _window_seconds(window: str, max_seconds: int) -> int:
@@ -150,6 +212,8 @@ def _check_metadata(metadata: dict[str, str]) -> None:
         if len(key) > MAX_METADATA_KEY_CHARS:
             message = f"Invalid 'metadata': a key may have at most {MAX_METADATA_KEY_CHARS} characters."
             raise invalid_value("metadata", message)
+        if "\0" in key + value:  # Postgres could not search what holds one
+            raise invalid_value("metadata", "Invalid 'metadata': NUL characters are not allowed.")
         if len(value) > MAX_METADATA_VALUE_CHARS:
             param = f"metadata.{key}"
             message = f"Invalid '{param}': a value may have at most {MAX_METADATA_VALUE_CHARS} characters."

@@ -169,6 +169,12 @@ class BatchObject(BaseModel):
         )
 
 
+class BatchDeleted(BaseModel):
+    id: str
+    object: Literal["batch"] = "batch"
+    deleted: Literal[True] = True
+
+
 class ModelObject(BaseModel):
     id: str
     object: Literal["model"] = "model"

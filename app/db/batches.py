@@ -1,16 +1,17 @@
 """Batch rows: creation, lists, and the one way to change a status."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
-from sqlalchemy import CursorResult, and_, or_, select, update
+from sqlalchemy import CursorResult, and_, delete, or_, select, update
 from sqlalchemy.orm import Session
 
 from app.db.ids import new_id
 from app.db.models import Batch
 from app.db.pages import page_of
-from app.db.session import now, unix_now
-from app.lifecycle import CANCELLABLE, TRANSITIONS, BatchStatus, timestamp_column
+from app.db.session import json_text, now, unix_now
+from app.lifecycle import CANCELLABLE, TERMINAL, TRANSITIONS, BatchStatus, timestamp_column
 
 
 class NotCancellable(Exception):
@@ -23,6 +24,14 @@ class NotCancellable(Exception):
 
 class NotPausable(Exception):
     """The batch has ended, or is about to; the message says it to the user."""
+
+
+class NotEnded(Exception):
+    """The batch is still to run; `status` says how far it is."""
+
+    def __init__(self, status: BatchStatus) -> None:
+        super().__init__(f"Cannot delete a batch with status '{status}'.")
+        self.status = status
 
 
 def create_batch(
@@ -63,12 +72,39 @@ def get_batch(session: Session, batch_id: str) -> Batch | None:
     return session.get(Batch, batch_id)
 
 
-def list_batches(session: Session, *, after: str | None, limit: int) -> tuple[Sequence[Batch], bool]:
+def list_batches(
+    session: Session,
+    *,
+    after: str | None,
+    limit: int,
+    status: BatchStatus | None = None,
+    created_after: int | None = None,
+    metadata: Mapping[str, str] = MappingProxyType({}),
+) -> tuple[Sequence[Batch], bool]:
     """Up to `limit` batches after the batch `after`, newest first, and whether there are more.
 
+    Where given: in this `status`, created after `created_after` (unix seconds), with all of `metadata`.
     Raises UnknownCursor if there is no batch `after`.
     """
-    return page_of(session, select(Batch), Batch, after=after, limit=limit, order="desc")
+    query = select(Batch).where(*(json_text(Batch.metadata_, key) == text for key, text in metadata.items()))
+    if status is not None:
+        query = query.where(Batch.status == status)
+    if created_after is not None:
+        query = query.where(Batch.created_at > created_after)
+    return page_of(session, query, Batch, after=after, limit=limit, order="desc")
+
+
+def check_has_ended(session: Session, batch_id: str) -> bool:
+    """Whether there is such a batch. Raises NotEnded if its life is not over."""
+    status = session.scalar(select(Batch.status).where(Batch.id == batch_id))
+    if status is not None and status not in TERMINAL:
+        raise NotEnded(BatchStatus(status))
+    return status is not None
+
+
+def delete_batch(session: Session, batch_id: str) -> None:
+    """Delete the row of a batch that has ended, and whatever lines of it are left."""
+    changed_rows(session, delete(Batch).where(Batch.id == batch_id, Batch.status.in_(TERMINAL)))
 
 
 def transition(

@@ -74,6 +74,14 @@ def delete_request_lines(session: Session, batch_id: str) -> None:
     changed_rows(session, delete(RequestLine).where(RequestLine.batch_id == batch_id))
 
 
+def delete_some_lines(session: Session, batch_id: str, limit: int) -> int:
+    """Delete up to `limit` lines of the batch, results with them; how many there were."""
+    some = (
+        select(RequestLine.id).where(RequestLine.batch_id == batch_id).order_by(RequestLine.id).limit(limit)
+    )
+    return changed_rows(session, delete(RequestLine).where(RequestLine.id.in_(some)))
+
+
 def pending_lines(session: Session, batch_id: str) -> list[PendingLine]:
     """Lines without a result, in the order of the file."""
     return list(iter_unfinished(session, batch_id))

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import BigInteger, Connection, Engine, create_engine, event, select
+from sqlalchemy import BigInteger, Connection, Engine, Text, create_engine, event, select
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 from sqlalchemy.ext.compiler import compiles
@@ -37,6 +37,26 @@ def _unix_now_sqlite(element: unix_now, compiler: SQLCompiler, **kw: Any) -> str
 def _unix_now_postgres(element: unix_now, compiler: SQLCompiler, **kw: Any) -> str:
     # clock_timestamp and not now(): a lease must not be dated from the start of a long transaction.
     return "CAST(FLOOR(EXTRACT(EPOCH FROM clock_timestamp())) AS BIGINT)"
+
+
+class json_text(FunctionElement[str]):  # noqa: N801 (an SQL function)
+    """The text under a key of a JSON column's object, or NULL. Takes the column and the key."""
+
+    type = Text()
+    inherit_cache = True
+
+
+@compiles(json_text, "sqlite")
+def _json_text_sqlite(element: json_text, compiler: SQLCompiler, **kw: Any) -> str:
+    # Not ->>: there a key is part of a path, so that some of them are a syntax error.
+    column, key = (compiler.process(clause, **kw) for clause in element.clauses)
+    return f"(SELECT json_each.value FROM json_each({column}) WHERE json_each.key = {key})"
+
+
+@compiles(json_text, "postgresql")
+def _json_text_postgres(element: json_text, compiler: SQLCompiler, **kw: Any) -> str:
+    column, key = (compiler.process(clause, **kw) for clause in element.clauses)
+    return f"({column} ->> CAST({key} AS TEXT))"
 
 
 def now(session: Session) -> int:

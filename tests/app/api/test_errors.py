@@ -50,7 +50,8 @@ def test_unknown_paths(shared_server: Server, method: str, path: str) -> None:
         ("/v1/uploads/x/complete", {"POST"}),
         ("/v1/uploads/x/cancel", {"POST"}),
         ("/v1/batches", {"GET", "POST"}),
-        ("/v1/batches/x", {"GET"}),
+        ("/v1/batches/x", {"GET", "DELETE"}),
+        ("/v1/batches/x/results", {"GET"}),
         ("/v1/batches/x/cancel", {"POST"}),
         ("/v1/models", {"GET"}),
         ("/v1/models/a/b", {"GET"}),
@@ -190,4 +191,4 @@ def test_a_database_without_tables(empty_database_url: str, tmp_path: Path) -> N
 def test_the_description_of_the_api_names_every_operation_once(shared_server: Server) -> None:
     paths = shared_server.http("GET", "/openapi.json").json()["paths"]
     names = [operation["operationId"] for path in paths.values() for operation in path.values()]
-    assert len(names) == len(set(names)) == 17
+    assert len(names) == len(set(names)) == 19
