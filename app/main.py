@@ -12,6 +12,7 @@ from fastapi import FastAPI
 
 from app.api import batches, files, health, models, results, uploads
 from app.api.deps import Service
+from app.api.description import ERRORS, DescribedApi
 from app.api.errors import install_error_handlers
 from app.api.middleware import LoopbackGuard, RequestEnvelope, is_loopback
 from app.db.session import Database
@@ -24,10 +25,16 @@ GRACE_SECONDS = 10
 
 def create_app(settings: Settings, database: Database, storage: Storage) -> FastAPI:
     """The HTTP side of the service, on a database whose schema someone else keeps."""
-    app = FastAPI(title="BatchLLM", docs_url=None, redoc_url=None, redirect_slashes=False)
+    app = DescribedApi(
+        title="BatchLLM",
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+        generate_unique_id_function=lambda route: route.name,
+    )
     app.state.service = Service(settings, database, storage, started_at=int(time.time()))
     for module in (files, uploads, batches, results, models, health):
-        app.include_router(module.router)
+        app.include_router(module.router, responses=ERRORS)
     install_error_handlers(app)
     if is_loopback(settings.host):
         app.add_middleware(LoopbackGuard)

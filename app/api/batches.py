@@ -5,12 +5,20 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query, Request
 
-from app.api.deps import Service, ServiceDep, json_body, json_schema, known_cursor, may_be_id
+from app.api.bodies import (
+    ENDPOINTS,
+    MAX_METADATA_KEY_CHARS,
+    MAX_METADATA_PAIRS,
+    MAX_METADATA_VALUE_CHARS,
+    BatchCreate,
+)
+from app.api.deps import Service, ServiceDep, json_body, known_cursor, may_be_id
+from app.api.description import json_schema
 from app.api.errors import ApiError, conflict, invalid_value, not_found, unsupported_value
 from app.api.idempotency import IdempotencyKey, request_key, unused_key
 from app.api.incoming import check_expiry_seconds
 from app.api.progress import progress_of
-from app.api.schemas import BatchCreate, BatchDeleted, BatchList, BatchObject
+from app.api.schemas import BatchDeleted, BatchList, BatchObject
 from app.db import batches, lines
 from app.db.idempotency import create_once
 from app.db.models import Batch
@@ -18,12 +26,6 @@ from app.lifecycle import BatchStatus
 from app.retrying import NothingToRetry, create_retry
 
 router = APIRouter(prefix="/v1/batches")
-
-ENDPOINTS = ("/v1/chat/completions", "/v1/completions")
-
-MAX_METADATA_PAIRS = 16
-MAX_METADATA_KEY_CHARS = 64
-MAX_METADATA_VALUE_CHARS = 512
 
 _WINDOW = re.compile(r"([1-9][0-9]{0,8})([mhd])", re.ASCII)
 _METADATA_PARAM = re.compile(r"metadata\[(.*)\]", re.DOTALL)

@@ -4,15 +4,15 @@ import re
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, TypeVar
 
 import orjson
 from fastapi import Depends, Request
 from pydantic import ValidationError
 from sqlalchemy.orm import Session
 
+from app.api.bodies import RequestBody
 from app.api.errors import ApiError, from_validation, invalid_value, too_large
-from app.api.schemas import RequestBody
 from app.db.pages import UnknownCursor
 from app.db.session import Database
 from app.settings import Settings
@@ -95,12 +95,6 @@ def json_body(model: type[Body]) -> Callable[[Request], Awaitable[Body]]:
             raise from_validation(error.errors()) from None
 
     return read
-
-
-def json_schema(model: type[RequestBody]) -> dict[str, Any]:
-    """The OpenAPI entry of a body that `json_body` reads."""
-    content = {"application/json": {"schema": model.model_json_schema()}}
-    return {"requestBody": {"required": True, "content": content}}
 
 
 async def _read_body(request: Request) -> bytes:

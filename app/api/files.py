@@ -1,13 +1,15 @@
 """/v1/files: what goes in is stored byte for byte while it arrives; what comes out is streamed."""
 
 from dataclasses import astuple
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request, Response
 from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 
+from app.api.bodies import MAX_EXPIRY_SECONDS, MIN_EXPIRY_SECONDS, PURPOSES
 from app.api.deps import Service, ServiceDep, known_cursor, may_be_id, saving
+from app.api.description import form_schema
 from app.api.download import blob_response
 from app.api.errors import conflict, not_found
 from app.api.idempotency import IdempotencyKey, request_key, unused_key
@@ -28,20 +30,29 @@ from app.storage import BlobWriter
 
 router = APIRouter(prefix="/v1/files")
 
-_UPLOAD_FORM = {
-    "type": "object",
-    "required": ["file", "purpose"],
-    "properties": {
-        "file": {"type": "string", "format": "binary"},
-        "purpose": {"type": "string", "enum": ["batch"]},
+_UPLOAD_FORM = form_schema(
+    FILE_FIELD,
+    text_fields={
+        "purpose": {"type": "string", "enum": list(PURPOSES)},
         "expires_after[anchor]": {"type": "string", "enum": ["created_at"]},
-        "expires_after[seconds]": {"type": "integer", "minimum": 3600, "maximum": 2592000},
+        "expires_after[seconds]": {
+            "type": "integer",
+            "minimum": MIN_EXPIRY_SECONDS,
+            "maximum": MAX_EXPIRY_SECONDS,
+        },
     },
+    required=[FILE_FIELD, "purpose"],
+    filename="in.jsonl",
+)
+_BYTES = {"content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}}
+_CONTENT: dict[int | str, dict[str, Any]] = {
+    200: {"description": "The whole file.", **_BYTES},
+    206: {"description": "The range asked for.", **_BYTES},
+    304: {"description": "The client has it already."},
 }
-_UPLOAD_BODY = {"required": True, "content": {"multipart/form-data": {"schema": _UPLOAD_FORM}}}
 
 
-@router.post("", openapi_extra={"requestBody": _UPLOAD_BODY})
+@router.post("", openapi_extra=_UPLOAD_FORM)
 async def create_file(
     request: Request, service: ServiceDep, idempotency_key: IdempotencyKey = None
 ) -> FileObject:
@@ -93,7 +104,7 @@ def delete_file(service: ServiceDep, file_id: str) -> FileDeleted:
     return FileDeleted(id=file_id)
 
 
-@router.get("/{file_id}/content", response_class=Response)
+@router.get("/{file_id}/content", response_class=Response, responses=_CONTENT)
 @router.head("/{file_id}/content", include_in_schema=False)
 def file_content(request: Request, service: ServiceDep, file_id: str) -> Response:
     """The stored bytes, unchanged. Serves single ranges."""

@@ -8,6 +8,7 @@ from typing import Protocol
 import orjson
 from starlette.requests import Request
 
+from app.api.bodies import MAX_EXPIRY_SECONDS, MIN_EXPIRY_SECONDS, PURPOSES
 from app.api.errors import (
     ApiError,
     invalid_value,
@@ -17,7 +18,6 @@ from app.api.errors import (
     unsupported_value,
 )
 
-PURPOSES = ("batch",)
 TEXT_FIELDS = frozenset({"purpose", "expires_after[anchor]", "expires_after[seconds]"})
 FILE_FIELD = "file"
 PART_FIELD = "data"
@@ -25,8 +25,6 @@ PART_FIELD = "data"
 # Room for the form around a file: beyond it the declared length alone shows that the file is too large.
 FORM_OVERHEAD_BYTES = 64 << 10
 
-MIN_EXPIRY_SECONDS = 3_600
-MAX_EXPIRY_SECONDS = 2_592_000
 MAX_FILENAME_CHARS = 255
 
 _BLANK = b" \t\r\n"

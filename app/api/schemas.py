@@ -1,19 +1,35 @@
 """The objects of the wire. Every documented key is always there; what is absent is null."""
 
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict
 
 from app.db.models import Batch, File, Upload, UploadPart
-
-Purpose = Literal["batch"]
-Anchor = Literal["created_at"]
-
-MAX_PRIORITY = 100
+from app.db.uploads import UploadStatus
+from app.lifecycle import BatchStatus
 
 
-class FileObject(BaseModel):
+class WireObject(BaseModel):
+    """Base of what is sent: a key with a default is there too."""
+
+    model_config = ConfigDict(json_schema_serialization_defaults_required=True)
+
+
+class ErrorBody(WireObject):
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorEnvelope(WireObject):
+    """The one shape of a refusal or a failure; built by `ApiError`."""
+
+    error: ErrorBody
+
+
+class FileObject(WireObject):
     id: str
     object: Literal["file"] = "file"
     bytes: int
@@ -36,20 +52,20 @@ class FileObject(BaseModel):
         )
 
 
-class FileDeleted(BaseModel):
+class FileDeleted(WireObject):
     id: str
     object: Literal["file"] = "file"
     deleted: Literal[True] = True
 
 
-class UploadObject(BaseModel):
+class UploadObject(WireObject):
     id: str
     object: Literal["upload"] = "upload"
     bytes: int  # declared
     created_at: int
     filename: str
     purpose: str
-    status: str
+    status: UploadStatus
     expires_at: int
     file: FileObject | None
 
@@ -61,13 +77,13 @@ class UploadObject(BaseModel):
             created_at=row.created_at,
             filename=row.filename,
             purpose=row.purpose,
-            status=row.status,
+            status=UploadStatus(row.status),
             expires_at=row.expires_at,
             file=None if file is None else FileObject.of(file),
         )
 
 
-class UploadPartObject(BaseModel):
+class UploadPartObject(WireObject):
     id: str
     object: Literal["upload.part"] = "upload.part"
     created_at: int
@@ -78,33 +94,33 @@ class UploadPartObject(BaseModel):
         return cls(id=row.id, created_at=row.created_at, upload_id=row.upload_id)
 
 
-class BatchError(BaseModel):
+class BatchError(WireObject):
     code: str
     message: str
     param: str | None
     line: int | None  # physical line of the input, 1-based
 
 
-class BatchErrors(BaseModel):
+class BatchErrors(WireObject):
     object: Literal["list"] = "list"
     data: list[BatchError]
 
 
-class RequestCounts(BaseModel):
+class RequestCounts(WireObject):
     total: int
     completed: int
     failed: int
 
 
-class InputTokensDetails(BaseModel):
+class InputTokensDetails(WireObject):
     cached_tokens: int
 
 
-class OutputTokensDetails(BaseModel):
+class OutputTokensDetails(WireObject):
     reasoning_tokens: int = 0
 
 
-class BatchUsage(BaseModel):
+class BatchUsage(WireObject):
     input_tokens: int
     input_tokens_details: InputTokensDetails
     output_tokens: int
@@ -112,7 +128,7 @@ class BatchUsage(BaseModel):
     total_tokens: int
 
 
-class BatchProgress(BaseModel):
+class BatchProgress(WireObject):
     """How far a batch in progress is, a second or two ago. Only a single batch is retrieved with it.
 
     lines_running: held in KV memory right now. eta_seconds: null while there is nothing to tell it from.
@@ -128,7 +144,7 @@ class BatchProgress(BaseModel):
     waiting_for: str | None
 
 
-class BatchObject(BaseModel):
+class BatchObject(WireObject):
     id: str
     object: Literal["batch"] = "batch"
     endpoint: str
@@ -136,7 +152,7 @@ class BatchObject(BaseModel):
     errors: BatchErrors | None
     input_file_id: str
     completion_window: str
-    status: str
+    status: BatchStatus
     output_file_id: str | None
     error_file_id: str | None
     created_at: int
@@ -169,25 +185,25 @@ class BatchObject(BaseModel):
         )
 
 
-class BatchDeleted(BaseModel):
+class BatchDeleted(WireObject):
     id: str
     object: Literal["batch"] = "batch"
     deleted: Literal[True] = True
 
 
-class ModelObject(BaseModel):
+class ModelObject(WireObject):
     id: str
     object: Literal["model"] = "model"
     created: int
     owned_by: Literal["local"] = "local"
 
 
-class ModelList(BaseModel):
+class ModelList(WireObject):
     object: Literal["list"] = "list"
     data: list[ModelObject]
 
 
-class FileList(BaseModel):
+class FileList(WireObject):
     object: Literal["list"] = "list"
     data: list[FileObject]
     first_id: str | None
@@ -201,7 +217,7 @@ class FileList(BaseModel):
         return cls(data=data, first_id=first_id, last_id=last_id, has_more=has_more)
 
 
-class BatchList(BaseModel):
+class BatchList(WireObject):
     object: Literal["list"] = "list"
     data: list[BatchObject]
     first_id: str | None
@@ -213,41 +229,6 @@ class BatchList(BaseModel):
         first_id, last_id = _ends(rows)
         data = [BatchObject.of(row) for row in rows]
         return cls(data=data, first_id=first_id, last_id=last_id, has_more=has_more)
-
-
-class RequestBody(BaseModel):
-    """Base of what clients send: JSON's own types and no unknown keys."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-
-class ExpiresAfter(RequestBody):
-    anchor: Anchor
-    seconds: int
-
-
-class UploadCreate(RequestBody):
-    filename: str
-    purpose: str
-    bytes: int
-    mime_type: str  # any: what a batch file is shows in its content
-    expires_after: ExpiresAfter | None = None
-
-
-class UploadComplete(RequestBody):
-    part_ids: list[str]
-    md5: Annotated[str, StringConstraints(pattern=r"^[0-9a-fA-F]{32}$")] | None = None
-
-
-class BatchCreate(RequestBody):
-    # Any id of a sane shape is taken: a file that is not there fails the batch, not the request.
-    input_file_id: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
-    endpoint: str
-    completion_window: str
-    metadata: dict[str, str] | None = None
-    output_expires_after: ExpiresAfter | None = None
-    # Ours: a higher priority goes first; the batches of one are run by age.
-    priority: Annotated[int, Field(ge=-MAX_PRIORITY, le=MAX_PRIORITY)] = 0
 
 
 def _usage(row: Batch) -> BatchUsage | None:

@@ -9,12 +9,13 @@ from fastapi import APIRouter, Depends, Request
 from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 
-from app.api.deps import Service, ServiceDep, json_body, json_schema, may_be_id, saving
+from app.api.bodies import PURPOSES, UploadComplete, UploadCreate
+from app.api.deps import Service, ServiceDep, json_body, may_be_id, saving
+from app.api.description import form_schema, json_schema
 from app.api.errors import ApiError, invalid_value, not_found, unsupported_value
 from app.api.idempotency import IdempotencyKey, request_key, unused_key
 from app.api.incoming import (
     PART_FIELD,
-    PURPOSES,
     FirstLine,
     IncomingPart,
     check_declared_bytes,
@@ -22,7 +23,7 @@ from app.api.incoming import (
     check_filename,
 )
 from app.api.multipart import FormParser, form_boundary, receive_form
-from app.api.schemas import UploadComplete, UploadCreate, UploadObject, UploadPartObject
+from app.api.schemas import UploadObject, UploadPartObject
 from app.db import files, uploads
 from app.db.idempotency import create_once
 from app.db.models import Upload, UploadPart
@@ -32,12 +33,7 @@ router = APIRouter(prefix="/v1/uploads")
 
 COPY_BYTES = 1 << 20
 
-_PART_FORM = {
-    "type": "object",
-    "required": [PART_FIELD],
-    "properties": {PART_FIELD: {"type": "string", "format": "binary"}},
-}
-_PART_BODY = {"required": True, "content": {"multipart/form-data": {"schema": _PART_FORM}}}
+_PART_FORM = form_schema(PART_FIELD, text_fields={}, required=[PART_FIELD], filename="upload")
 
 
 @router.post("", openapi_extra=json_schema(UploadCreate))
@@ -74,7 +70,7 @@ def create_upload(
         return UploadObject.of(row, files.get_file(session, row.file_id or ""))
 
 
-@router.post("/{upload_id}/parts", openapi_extra={"requestBody": _PART_BODY})
+@router.post("/{upload_id}/parts", openapi_extra=_PART_FORM)
 async def create_part(request: Request, service: ServiceDep, upload_id: str) -> UploadPartObject:
     """Store a part while it arrives. Its place in the file is said when the upload is completed."""
     boundary = form_boundary(request)

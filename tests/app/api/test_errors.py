@@ -186,9 +186,3 @@ def test_a_database_without_tables(empty_database_url: str, tmp_path: Path) -> N
         for path in ("/readyz", "/v1/files", "/v1/batches/batch_1"):
             error_of(server, "GET", path, 503)
     database.dispose()
-
-
-def test_the_description_of_the_api_names_every_operation_once(shared_server: Server) -> None:
-    paths = shared_server.http("GET", "/openapi.json").json()["paths"]
-    names = [operation["operationId"] for path in paths.values() for operation in path.values()]
-    assert len(names) == len(set(names)) == 19
