@@ -30,17 +30,17 @@ Floats = NDArray[np.float64]
 
 # Weights of the layers that are run: more than a processor's cache, so that they come from memory as those of
 # a whole model do.
-_WEIGHT_BYTES = 96 << 20
+_WEIGHT_BYTES = 64 << 20
 _MAX_BATCH_TOKENS = 1024
 _PAGE_SIZE = 16
 # (groups, members, prefix tokens, own tokens): decode steps of 1 to 256 rows, with and without prefixes.
 _JOBS = [
     (1, 1, 0, 1024),
-    (4, 1, 0, 200),
+    (4, 1, 0, 64),
     (1, 16, 512, 24),
-    (1, 64, 1024, 64),
-    (64, 1, 0, 80),
-    (32, 4, 96, 16),
+    (1, 64, 1024, 16),
+    (64, 1, 0, 40),
+    (16, 4, 96, 8),
     (256, 1, 0, 8),
 ]
 _OUTPUT_TOKENS = 6
@@ -221,7 +221,7 @@ def _fit_attention(timings: Sequence[_Timing], shape: ModelShape, num_layers: in
     fitted = _nonnegative_fit(np.array(rows) / measured[:, None])
     # A knot that no step constrains would have no time at all: it takes the fastest that one has.
     seconds_per_op = np.where(fitted[1:] > 0, fitted[1:], fitted[1:][fitted[1:] > 0].min())
-    return float(fitted[0]), RateCurve(tuple(knots), tuple(1 / seconds_per_op))
+    return float(fitted[0]), RateCurve(tuple(knots.tolist()), tuple((1 / seconds_per_op).tolist()))
 
 
 def _nonnegative_fit(columns: Floats) -> Floats:
