@@ -24,14 +24,12 @@ class Job:
     """prompts: in the order of their arrival.
     output_lengths: int64, what each request generates.
     max_tokens: what it may generate at most; None: it says its length beforehand (ignore_eos).
-    first_message_tokens: int64, tokens of each prompt up to the end of its first message.
     """
 
     name: str
     prompts: list[TokenIds]
     output_lengths: Ints
     max_tokens: int | None
-    first_message_tokens: Ints
 
     def requests(self) -> list[Request]:
         limits = (
@@ -51,7 +49,6 @@ class Job:
             [self.prompts[i] for i in order],
             self.output_lengths[index],
             self.max_tokens,
-            self.first_message_tokens[index],
         )
 
     def sorted(self) -> "Job":
@@ -72,7 +69,7 @@ def shared_prefixes(
         for _ in range(degree)
     ]
     lengths = np.full(len(prompts), output)
-    return _shuffled(rng, Job(name, prompts, lengths, None, np.full(len(prompts), prefix)))
+    return _shuffled(rng, Job(name, prompts, lengths, None))
 
 
 def hierarchy(*, seed: int, scale: float) -> Job:
@@ -85,7 +82,7 @@ def hierarchy(*, seed: int, scale: float) -> Job:
             document = np.concatenate((root, _random(rng, 200)))
             prompts += [np.concatenate((document, _random(rng, 50))) for _ in range(10)]
     lengths = np.full(len(prompts), 50)
-    return _shuffled(rng, Job("hierarchy", prompts, lengths, None, np.full(len(prompts), 2000)))
+    return _shuffled(rng, Job("hierarchy", prompts, lengths, None))
 
 
 def spread_outputs(*, seed: int, scale: float, known: bool) -> Job:
@@ -101,22 +98,30 @@ def spread_outputs(*, seed: int, scale: float, known: bool) -> Job:
             prompts.append(np.concatenate((shared, _random(rng, 100))))
             lengths.append(int(np.clip(typical * rng.uniform(0.8, 1.25), 30, 300)))
     name = "spread-known" if known else "spread"
-    first = np.full(len(prompts), 500)
-    return _shuffled(rng, Job(name, prompts, np.array(lengths), None if known else 512, first))
+    return _shuffled(rng, Job(name, prompts, np.array(lengths), None if known else 512))
+
+
+def mixed(*, seed: int, scale: float) -> Job:
+    """Half long prompts with short answers (1500 tokens, 10 of output), half the reverse (100 and 300), all
+    without sharing and saying their lengths: what an order that mixes both is for."""
+    rng = np.random.default_rng(seed)
+    half = max(round(3000 * scale) // 2, 1)
+    prompts = [_random(rng, 1500) for _ in range(half)] + [_random(rng, 100) for _ in range(half)]
+    lengths = np.repeat([10, 300], half)
+    return _shuffled(rng, Job("mixed", prompts, lengths, None))
 
 
 def real_file(name: str, member: str, *, output: int, seed: int, scale: float) -> Job:
     """All prompts of a file of the `evals` package through the default model's chat template, shuffled."""
     rows = list(read_evals(member))
-    ids, firsts = _tokenized(member, [row["input"] for row in rows])
+    ids = _tokenized(member, [row["input"] for row in rows])
     count = max(round(len(ids) * scale), 1)
-    job = Job(name, ids[:count], np.full(count, output), None, firsts[:count])
+    job = Job(name, ids[:count], np.full(count, output), None)
     return _shuffled(np.random.default_rng(seed), job)
 
 
-def _tokenized(member: str, chats: list[list[dict[str, str]]]) -> tuple[list[TokenIds], Ints]:
-    """Rendered prompts and the lengths of their first messages; kept in the cache, since the tokenizer is
-    slow to load."""
+def _tokenized(member: str, chats: list[list[dict[str, str]]]) -> list[TokenIds]:
+    """Rendered prompts; kept in the cache, since the tokenizer is slow to load."""
     cached = Path(platformdirs.user_cache_dir("batchllm")) / "evals" / f"{member}.npz"
     if not cached.exists():
         from engine.execution.resolve import resolve_model
@@ -124,20 +129,10 @@ def _tokenized(member: str, chats: list[list[dict[str, str]]]) -> tuple[list[Tok
 
         tokenizer = Tokenizer(resolve_model(DEFAULT_MODEL))
         prompts = [tokenizer.render_chat(chat) for chat in chats]
-        firsts = [
-            _num_common(prompt, tokenizer.render_chat(chat[:1]))
-            for prompt, chat in zip(prompts, chats, strict=True)
-        ]
         lengths = np.array([len(prompt) for prompt in prompts])
-        np.savez(cached, tokens=np.concatenate(prompts), lengths=lengths, firsts=np.array(firsts))
+        np.savez(cached, tokens=np.concatenate(prompts), lengths=lengths)
     stored = np.load(cached)
-    return np.split(stored["tokens"], np.cumsum(stored["lengths"])[:-1]), stored["firsts"]
-
-
-def _num_common(first: TokenIds, second: TokenIds) -> int:
-    length = min(len(first), len(second))
-    differs = np.flatnonzero(first[:length] != second[:length])
-    return int(differs[0]) if len(differs) else length
+    return np.split(stored["tokens"], np.cumsum(stored["lengths"])[:-1])
 
 
 def _random(rng: np.random.Generator, num_tokens: int) -> NDArray[np.int32]:
@@ -158,6 +153,7 @@ JOBS: dict[str, Callable[..., Job]] = {
     "instruction": partial(shared_prefixes, "instruction", 4000, 800, 100, 20, 4000),
     "no-sharing": partial(shared_prefixes, "no-sharing", 4000, 0, 500, 100, 1),
     "spread": partial(spread_outputs, known=False),
+    "mixed": mixed,
     "spread-known": partial(spread_outputs, known=True),
     "logiqa": partial(real_file, "logiqa", "logiqa/logiqa.jsonl", output=32),
     "spider_sql": partial(real_file, "spider_sql", "sql/spider_sql.jsonl", output=32),

@@ -6,6 +6,7 @@ python -m benchmarks.policy_table --results sweep.jsonl --sweep       # sharing 
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,9 @@ from benchmarks.simulate import (
 RIVAL_RUNS = ("lru", "lru-1024", "lru-sorted", "lru-1024-sorted", "lpm", "lpm-sorted")
 PAIRS = tuple(f"{sharing}/{order}" for sharing in SHARING for order in ORDERING)
 DEGREES = (2, 4, 8, 16, 32, 64)
-PREFIXES = (256, 1024, 2000, 4000, 8000, 16000)
-SWEEP_POLICIES = ("lru", "lru-sorted", "lpm", "batchllm")
-SWEEP_REQUESTS = 3200
+PREFIXES = (256, 1024, 4000, 16000)
+SWEEP_POLICIES = ("lru-1024", "lru-1024-sorted", "batchllm")
+SWEEP_SCALE = 0.25  # of the paper's 6,400 requests and of the device's KV memory
 
 
 def main() -> None:
@@ -47,15 +48,15 @@ def main() -> None:
         for degree in DEGREES:
             for prefix in PREFIXES:
                 name = f"{prefix} x {degree}"
-                job = shared_prefixes(name, SWEEP_REQUESTS, prefix, 200, 100, degree, seed=0, scale=1.0)
-                _run(job, SWEEP_POLICIES, args)
+                job = shared_prefixes(name, 6400, prefix, 200, 100, degree, seed=0, scale=SWEEP_SCALE)
+                _run(job, SWEEP_POLICIES, args, kv_scale=SWEEP_SCALE)
     else:
         for workload in args.workloads:
-            _run(JOBS[workload](seed=0, scale=args.scale), args.policies, args)
+            _run(JOBS[workload](seed=0, scale=args.scale), args.policies, args, args.kv_scale)
     print(table(_read(args.results)))
 
 
-def _run(job: Job, policies: tuple[str, ...], args: argparse.Namespace) -> None:
+def _run(job: Job, policies: Sequence[str], args: argparse.Namespace, kv_scale: float) -> None:
     done = {(row["workload"], row["policy"]) for row in _read(args.results)}
     missing = [policy for policy in policies if (job.name, policy) not in done]
     if not missing:
@@ -63,11 +64,11 @@ def _run(job: Job, policies: tuple[str, ...], args: argparse.Namespace) -> None:
     cost = cost_model(args.hardware, args.model)
     job_bounds = bounds(job, cost)
     memory = None
-    if args.kv_scale != 1:
+    if kv_scale != 1:
         left = cost.kv_memory_bytes(
             max_batch_tokens=MAX_BATCH_TOKENS, max_sampled=MAX_SAMPLED, utilization=UTILIZATION
         )
-        memory = int(left * args.kv_scale)
+        memory = int(left * kv_scale)
     for policy in missing:
         row = {"workload": job.name, "policy": policy, "requests": len(job.prompts)}
         row |= figures(run_policy(job, policy, cost, kv_memory_bytes=memory), cost, job_bounds)

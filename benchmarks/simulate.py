@@ -3,9 +3,9 @@
     python -m benchmarks.simulate --hardware a100 --model llama-3.1-8b --workload micro --policy lru --json
     python -m benchmarks.simulate --workload micro --policy lru batchllm --plot valleys.png
 
-Policies: ours (batchllm), any pair SHARING/ORDER of ours, and the rivals lru (vLLM 0.6.4), lru-1024 (vLLM v1)
-and lpm (SGLang 0.4.1); -sorted after a rival's name sorts its input. The last line is one JSON object, or a
-list of them for several policies.
+Policies: ours (batchllm), any pair of ours such as single-level/arrival, and the rivals lru (vLLM 0.6.4),
+lru-1024 (vLLM v1) and lpm (SGLang 0.4.1); -sorted after a rival's name sorts its input. The last line is one
+JSON object, or a list of them for several policies.
 """
 
 import argparse
@@ -16,34 +16,19 @@ from typing import Any
 from benchmarks.jobs import JOBS, Job
 from engine.cost_model import CostModel
 from engine.hardware import HARDWARE, MODELS
-from engine.planning.ordering import (
-    OrderingPolicy,
-    arrival_order,
-    decode_heavy_first,
-    density_from_both_ends,
-    many_outputs_first,
-    sorted_order,
-)
+from engine.planning.ordering import OrderingPolicy, arrival_order, decode_heavy_first
 from engine.planning.planner import make_plan
 from engine.planning.prefix_tree import build_prefix_tree
-from engine.planning.sharing import (
-    SharingPolicy,
-    share_first_messages,
-    share_nothing,
-    share_optimally,
-    share_single_level,
-)
+from engine.planning.sharing import SharingPolicy, share_nothing, share_optimally, share_single_level
 from engine.rivals import RadixEngine, StreamingEngine
 from engine.simulation import SimulatedRun, job_work, simulate
 
-SHARING = ("none", "system-prompt", "single-level", "optimal")
-ORDERING: dict[str, OrderingPolicy] = {
-    "arrival": arrival_order,
-    "sorted": sorted_order,
-    "R": many_outputs_first,
-    "R-lengths": decode_heavy_first,
-    "density": density_from_both_ends,
+SHARING: dict[str, SharingPolicy] = {
+    "none": share_nothing,
+    "single-level": share_single_level,
+    "optimal": share_optimally,
 }
+ORDERING: dict[str, OrderingPolicy] = {"arrival": arrival_order, "R-lengths": decode_heavy_first}
 OURS = "optimal/R-lengths"
 RIVALS = ("lru", "lru-1024", "lpm")
 PAGE_SIZE = 16
@@ -77,7 +62,7 @@ def run_policy(
         requests,
         page_size=PAGE_SIZE,
         num_pages=num_pages,
-        sharing=_sharing(sharing_name, job),
+        sharing=SHARING[sharing_name],
         ordering=ORDERING[order_name],
     )
     return simulate(
@@ -89,19 +74,6 @@ def run_policy(
         max_batch_tokens=max_batch_tokens,
         plan=plan,
     )
-
-
-def _sharing(name: str, job: Job) -> SharingPolicy:
-    match name:
-        case "none":
-            return share_nothing
-        case "system-prompt":
-            return share_first_messages(job.first_message_tokens)
-        case "single-level":
-            return share_single_level
-        case "optimal":
-            return share_optimally
-    raise ValueError(f"no sharing policy {name!r}; there are {', '.join(SHARING)}")
 
 
 def _run_rival(rival: str, job: Job, cost: CostModel, kv_memory_bytes: int | None) -> SimulatedRun:
@@ -140,7 +112,7 @@ def figures(run: SimulatedRun, cost: CostModel, job_bounds: dict[str, float]) ->
     return {
         "token_saving": round(run.token_saving, 4),
         "bound_saving": round(bound, 4),
-        "saving_of_bound": round(run.token_saving / bound, 4) if bound else None,
+        "saving_of_bound": round(run.token_saving / bound, 4) if bound > 0.01 else None,
         "seconds": round(run.seconds, 2),
         "optimum_seconds": round(optimum, 2),
         "share_of_optimum": round(optimum / run.seconds, 4),

@@ -18,6 +18,7 @@ from engine.attention.interface import ATTENTION_NAME, AttentionStep, register
 from engine.attention.kv_pool import KVPool, KVShape
 from engine.attention.torch_backend import TorchBackend
 from engine.cost_model import HardwareProfile, ModelShape, RateCurve, StepWork, shared_work
+from engine.execution.packed_linear import pack_linear_layers
 from engine.execution.runner import Runner
 from engine.memory.pages import PagePool
 from engine.planning.lengths import LengthEstimator
@@ -121,6 +122,7 @@ def _random_model(shape: ModelShape, num_layers: int) -> LlamaForCausalLM:
     model = LlamaForCausalLM(config).eval().requires_grad_(False)
     register()
     model.set_attn_implementation(ATTENTION_NAME)
+    pack_linear_layers(model)  # as the engine does
     return model
 
 

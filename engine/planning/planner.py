@@ -84,9 +84,7 @@ def _lay_out(
         output_tokens=np.concatenate(
             (np.zeros(len(nodes), dtype=np.int64), _expected_outputs(leaf_requests))
         ),
-        is_leaf=np.arange(len(parent)) >= len(nodes),
         arrival=np.concatenate((np.full(len(nodes), len(requests)), tree.prompt)),
-        tree_order=np.concatenate((tree.first_leaf[nodes], np.arange(len(leaf_requests)))),
     )
     place = preorder(parent, ordering(forest))
     # Where a segment's tokens stand: a prompt that has them, and whose own tail they are.

@@ -64,14 +64,15 @@ def share_optimally(tree: PrefixTree, page_size: int) -> Segmentation:
 
 
 def share_nothing(tree: PrefixTree, page_size: int) -> Segmentation:
-    """Every prompt for itself."""
+    """Every prompt for itself: for ablation."""
     chosen = np.zeros(len(tree.parent), dtype=np.bool_)
     chosen[0] = True
     return _nested(tree, chosen)
 
 
 def share_single_level(tree: PrefixTree, page_size: int) -> Segmentation:
-    """One prefix per group, after enlarging the first level by BatchLLM's local rule (arXiv 2412.03594).
+    """One prefix per group, after enlarging the first level by BatchLLM's local rule (arXiv 2412.03594): for
+    ablation.
 
     Bottom up, a branch g below a child c is lifted to c's level, with a copy of c's tokens in front, where
     (leaves(g) - 1) * len(g) > len(c). A child left with one branch is joined with it. Then each child of the
@@ -89,25 +90,6 @@ def share_single_level(tree: PrefixTree, page_size: int) -> Segmentation:
         around=np.zeros_like(tree.parent),
         leaf_around=np.where(long_enough, leaf_around, 0),
     )
-
-
-def share_first_messages(first_message_tokens: Ints) -> SharingPolicy:
-    """Groups of equal first messages, as gateways make them by a hash.
-
-    first_message_tokens: int64, for each prompt of the tree the tokens up to the end of its first message.
-    """
-
-    def policy(tree: PrefixTree, page_size: int) -> Segmentation:
-        if not len(tree.prompt):
-            return share_nothing(tree, page_size)
-        end = first_message_tokens[tree.prompt][tree.first_leaf]
-        end[0] = 0
-        chosen = (tree.depth[tree.parent] < end) & (end <= tree.depth)
-        chosen[0] = True
-        leaf_around = _nearest(tree.parent, chosen)[tree.leaf_parent]
-        return Segmentation(chosen, np.where(chosen, end, 0), np.zeros_like(tree.parent), leaf_around)
-
-    return policy
 
 
 def _nested(tree: PrefixTree, chosen: Bools) -> Segmentation:

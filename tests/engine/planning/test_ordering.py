@@ -2,15 +2,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.planning.ordering import (
-    Forest,
-    arrival_order,
-    decode_heavy_first,
-    density_from_both_ends,
-    many_outputs_first,
-    preorder,
-    sorted_order,
-)
+from engine.planning.ordering import Forest, arrival_order, decode_heavy_first, preorder
 
 
 @st.composite
@@ -45,9 +37,7 @@ def as_forest(parent, prompt, output):
         parent=parent,
         prompt_tokens=prompt,
         output_tokens=np.where(is_leaf, output, 0),
-        is_leaf=is_leaf,
         arrival=np.where(is_leaf, (nodes * 7) % 15, 99),
-        tree_order=nodes,
     )
 
 
@@ -62,7 +52,7 @@ def test_preorder_puts_the_larger_ratio_first(drawn):
 @given(forests())
 def test_every_policy_gives_a_preorder(drawn):
     forest = as_forest(*drawn)
-    for policy in (arrival_order, sorted_order, many_outputs_first, density_from_both_ends):
+    for policy in (arrival_order, decode_heavy_first):
         place = preorder(forest.parent, policy(forest))
         assert sorted(place.tolist()) == list(range(len(forest.parent) - 1))
         for node, parent in enumerate(forest.parent[1:].tolist(), start=1):
@@ -82,17 +72,3 @@ def order(policy, forest):
 def test_arrival_follows_the_callers_list():
     forest = flat([1] * 4, [1] * 4)
     assert order(arrival_order, forest) == np.argsort(forest.arrival[1:]).tolist()
-
-
-def test_the_papers_ratio_knows_no_output_lengths():
-    forest = flat([10, 5, 20], [1000, 1, 1])
-    assert order(many_outputs_first, forest) == [1, 0, 2]
-    assert order(decode_heavy_first, forest) == [0, 1, 2]
-
-
-def test_both_ends_mix_what_computes_with_what_reads():
-    heavy_prefill, heavy_decode = (1000, 1), (10, 500)
-    jobs = [heavy_prefill] * 4 + [heavy_decode] * 4
-    first_half = order(density_from_both_ends, flat(*map(list, zip(*jobs, strict=True))))[:4]
-    assert any(index < 4 for index in first_half)
-    assert any(index >= 4 for index in first_half)

@@ -5,19 +5,13 @@ from hypothesis import strategies as st
 
 from engine.planning.planner import make_plan
 from engine.planning.prefix_tree import build_prefix_tree
-from engine.planning.sharing import (
-    share_first_messages,
-    share_nothing,
-    share_optimally,
-    share_single_level,
-)
+from engine.planning.sharing import share_nothing, share_optimally, share_single_level
 from tests.engine.planning.requests import chains, prompt_lists, request
 
 POLICIES = {
     "none": share_nothing,
     "single level": share_single_level,
     "optimal": share_optimally,
-    "first message": share_first_messages(np.full(100, 3)),
 }
 
 
@@ -130,12 +124,3 @@ def test_single_level_is_the_papers_rule(prompts, page_size):
         if len(members) > 1
     }
     assert found == _paper_groups(prompts, page_size)
-
-
-def test_first_messages_are_shared_up_to_their_end():
-    prompts = [[1, 2, 3, 4, 5], [1, 2, 3, 4, 6], [1, 2, 3, 7], [9, 9, 9, 1], [9, 9, 8]]
-    requests = [request(index, prompt) for index, prompt in enumerate(prompts)]
-    policy = share_first_messages(np.full(5, 3))
-    plan = make_plan(requests, page_size=1, num_pages=100, sharing=policy)
-    shared = [segment.token_ids.tolist() for segment in plan.segments if segment.request is None]
-    assert shared == [[1, 2, 3]]
