@@ -24,7 +24,7 @@ def plot_valleys(traces: dict[str, Trace], cost: CostModel, path: Path) -> None:
             seconds, trace.shared_kv_tokens * gib, color="tab:orange", label="shared prefixes"
         )
         memory.set_xlabel("seconds")
-        memory.legend(loc="upper right")
+        memory.legend(loc="lower center")
     axes[0, 0].set_ylabel("tokens in the step")
     axes[1, 0].set_ylabel("KV in use (GiB)")
     figure.savefig(path, dpi=100)

@@ -32,8 +32,7 @@ ORDERING: dict[str, OrderingPolicy] = {"arrival": arrival_order, "R-lengths": de
 OURS = "optimal/R-lengths"
 RIVALS = ("lru", "lru-1024", "lpm")
 PAGE_SIZE = 16
-# A step of this many tokens on a GPU: longer ones leave less to mix with decode rows, shorter ones pay the
-# host's time more often (LOG.md).
+# Of six sizes the best on `micro` (LOG.md).
 MAX_BATCH_TOKENS = 4096
 # As the engine sets memory aside for logits.
 MAX_SAMPLED = 1024
@@ -88,7 +87,7 @@ def _run_rival(rival: str, job: Job, cost: CostModel, kv_memory_bytes: int | Non
         cost,
         max_seqs=max_seqs,
         max_batch_tokens=max_batch_tokens,
-        hits_within_step=is_v1,
+        is_v1=is_v1,
         kv_memory_bytes=kv_memory_bytes,
     ).run()
 

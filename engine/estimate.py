@@ -18,8 +18,7 @@ PAGE_SIZE = 16
 _STREAMING_SEQS, _STREAMING_BATCH_TOKENS = 256, 2048
 # Of a GPU's memory; the rest is left to the framework. And the most sequences sampled in a step.
 _UTILIZATION, _MAX_SAMPLED = 0.9, 1024
-# Tokens in a step on a GPU: longer steps leave less prefill to mix with decode rows, shorter ones pay the
-# host's time more often (benchmarks/LOG.md).
+# Tokens in a step on a GPU: the best of six sizes in the simulator, on one job (benchmarks/LOG.md).
 GPU_BATCH_TOKENS = 4096
 
 

@@ -20,7 +20,8 @@ from engine.simulation import SimulatedRun, TraceBuilder
 #   the blocks stays free at admission. Chunked prefill with 2,048 tokens a step: the default was 512 until
 #   then ("not optimized for throughput", says its own comment) and 2,048 from the next release on.
 #   1024 sequences and 8,192 tokens: vLLM v1's defaults for offline use (the former on large cards). There
-#   blocks can be hit from the moment they are scheduled, within the same step too; in 0.6.4 from the next.
+#   blocks can be hit from the moment they are scheduled, within the same step too (in 0.6.4 from the next),
+#   and one attention call takes prefill chunks and decode rows.
 #   SGLang 0.4.1: chunked_prefill_size 8192, mem_fraction_static 0.88, longest prefix match switched off
 #   above 128 waiting; expected share of max_tokens 0.7, falling to 0.1 over 600 decode steps.
 UTILIZATION = 0.9
@@ -53,12 +54,13 @@ class _Step:
     keys: list[int] = field(default_factory=list)
     num_sampled: int = 0
 
-    def work(self) -> StepWork:
+    def work(self, one_launch: bool) -> StepWork:
         rows = np.array(self.rows, dtype=np.int64)
         keys = np.array(self.keys, dtype=np.int64)
         pairs = rows * keys - rows * (rows - 1) // 2
-        # Prefill chunks and decode rows are two kernels.
-        return StepWork(int(rows.sum()), self.num_sampled, rows, keys, pairs, (rows > 1).astype(np.int64))
+        # Prefill chunks and decode rows were two kernels before they became one call over both.
+        launch = np.zeros_like(rows) if one_launch else (rows > 1).astype(np.int64)
+        return StepWork(int(rows.sum()), self.num_sampled, rows, keys, pairs, launch)
 
 
 class _Engine:
@@ -72,12 +74,12 @@ class _Engine:
         cache: PrefixCache,
         max_batch_tokens: int,
         num_usable_blocks: int,
-        hits_within_step: bool = False,
+        is_v1: bool = False,
     ) -> None:
         self.cost = cost
         self.cache = cache
         self.max_batch_tokens = max_batch_tokens
-        self.hits_within_step = hits_within_step
+        self.is_v1 = is_v1
         self.waiting = deque(
             _Running(chain, len(request.prompt_ids), output, index)
             for index, (request, output, chain) in enumerate(
@@ -98,7 +100,7 @@ class _Engine:
             step = self.next_step()
             assert step.rows, f"{len(self.waiting)} requests wait and none fits"
             size = self.cache.block_size
-            seconds = self.cost.step(step.work()).total
+            seconds = self.cost.step(step.work(one_launch=self.is_v1)).total
             used, shared = self.cache.num_used * size, self.cache.num_shared_cached * size
             self.trace.add(seconds, sum(step.rows), used, shared)
             self.commit()
@@ -129,7 +131,7 @@ class _Engine:
         # After a preemption the row of the last known token is the decode row that was due.
         is_last = request.num_computed == request.target
         self.num_computed += num_rows - (is_last and request.num_generated > 0)
-        if self.hits_within_step:
+        if self.is_v1:
             self.cache.mark_computed(request.chain, request.num_computed)
         step.rows.append(num_rows)
         step.keys.append(request.num_computed)
@@ -203,7 +205,7 @@ class StreamingEngine(_Engine):
         *,
         max_seqs: int,
         max_batch_tokens: int,
-        hits_within_step: bool = False,
+        is_v1: bool = False,
         kv_memory_bytes: int | None = None,
     ) -> None:
         memory = kv_memory_bytes or cost.kv_memory_bytes(
@@ -214,7 +216,7 @@ class StreamingEngine(_Engine):
         self._max_seqs = max_seqs
         self._watermark = int(num_blocks * WATERMARK)
         usable = num_blocks - self._watermark
-        super().__init__(requests, output_lengths, cost, cache, max_batch_tokens, usable, hits_within_step)
+        super().__init__(requests, output_lengths, cost, cache, max_batch_tokens, usable, is_v1)
 
     def next_step(self) -> _Step:
         step = _Step()
