@@ -24,6 +24,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+keys = typer.Typer(help="Create, list and revoke the keys of those who may use the service.")
+app.add_typer(keys, name="keys", no_args_is_help=True)
+
 
 def _option(help: str, *names: str) -> Any:
     return typer.Option(*names, help=help, show_default=False)
@@ -213,6 +216,45 @@ def plan(
             raise StartupError(f"The input {input} is not a file that can be read: check the path.")
         planned = dry_run(input, settings, hardware, shape_name)
         typer.echo(planned.as_json() if as_json else summary(planned))
+
+
+@keys.command("create")
+def create_key(
+    context: typer.Context,
+    name: Annotated[
+        str, typer.Argument(help="Whose it is: keys of one name see the same files and batches.")
+    ],
+    data_dir: DataDir = None,
+    database_url: DatabaseUrl = None,
+) -> None:
+    """Make a key and print it, this once."""
+    with _start("keys create", context) as settings:
+        from app.keys_command import create
+
+        create(settings, name)
+
+
+@keys.command("list")
+def list_keys(context: typer.Context, data_dir: DataDir = None, database_url: DatabaseUrl = None) -> None:
+    """Print all keys by their ids."""
+    with _start("keys list", context) as settings:
+        from app.keys_command import show
+
+        show(settings)
+
+
+@keys.command("revoke")
+def revoke_key(
+    context: typer.Context,
+    key_id: Annotated[str, typer.Argument(help="As `keys list` shows it.", show_default=False)],
+    data_dir: DataDir = None,
+    database_url: DatabaseUrl = None,
+) -> None:
+    """End the use of a key, from the next request on."""
+    with _start("keys revoke", context) as settings:
+        from app.keys_command import revoke
+
+        revoke(settings, key_id)
 
 
 def main() -> None:

@@ -124,6 +124,7 @@ def _name_outputs(session: Session, batch_id: str, outputs: list[_Output], reten
     for output in outputs:
         file = create_file(
             session,
+            owner=batch.owner,
             purpose="batch_output",
             filename=f"{batch_id}_{output.kind}.jsonl",
             num_bytes=output.num_bytes,

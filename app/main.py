@@ -9,12 +9,17 @@ from types import FrameType
 
 import uvicorn
 from fastapi import FastAPI
+from sqlalchemy import inspect
+from sqlalchemy.exc import SQLAlchemyError
 
 from app.api import batches, files, health, models, results, uploads
+from app.api.authentication import Authentication
 from app.api.deps import Service
 from app.api.description import ERRORS, DescribedApi
 from app.api.errors import install_error_handlers
-from app.api.middleware import LoopbackGuard, RequestEnvelope, is_loopback
+from app.api.middleware import RequestEnvelope, is_loopback
+from app.db.keys import any_keys
+from app.db.models import ApiKey
 from app.db.session import Database
 from app.settings import Settings, StartupError
 from app.storage import Storage
@@ -36,8 +41,7 @@ def create_app(settings: Settings, database: Database, storage: Storage) -> Fast
     for module in (files, uploads, batches, results, models, health):
         app.include_router(module.router, responses=ERRORS)
     install_error_handlers(app)
-    if is_loopback(settings.host):
-        app.add_middleware(LoopbackGuard)
+    app.add_middleware(Authentication, database=database, on_loopback=is_loopback(settings.host))
     app.add_middleware(RequestEnvelope)  # added last: outermost
     return app
 
@@ -65,6 +69,7 @@ def run(settings: Settings) -> None:
     with listen(settings) as sock:
         database = Database(settings.resolved_database_url)
         try:
+            check_keys(settings, database)
             server = make_server(create_app(settings, database, Storage(settings.data_dir)))
             # uvicorn stops on a signal, then raises it again: by then all is done, and this is a clean exit.
             for number in (signal.SIGINT, signal.SIGTERM):
@@ -72,6 +77,24 @@ def run(settings: Settings) -> None:
             server.run(sockets=[sock])
         finally:
             database.dispose()
+
+
+def check_keys(settings: Settings, database: Database) -> None:
+    """Raises `StartupError` where other machines could reach a service that nobody has a key for."""
+    if is_loopback(settings.host):
+        return
+    try:
+        has_keys = inspect(database.engine).has_table(ApiKey.__tablename__)
+        if has_keys:
+            with database.read() as session:
+                has_keys = any_keys(session)
+    except SQLAlchemyError:
+        return  # it is away: requests are 503s until it is back, and 401s as long as there is no key
+    if not has_keys:
+        raise StartupError(
+            f"Refusing to listen on {settings.host} without API keys: create one with "
+            "'batchllm keys create NAME' (with the same --data-dir or --database-url)."
+        )
 
 
 def make_server(app: FastAPI) -> uvicorn.Server:

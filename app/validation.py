@@ -48,6 +48,8 @@ def _open_input(database: Database, storage: Storage, batch: Batch) -> BinaryIO 
     """The batch's input blob, or why there is none."""
     with database.read() as session:
         file = get_file(session, batch.input_file_id)
+    if file is not None and file.owner != batch.owner:
+        file = None  # to say more would tell that it exists
     if file is not None and not file.is_there_at(batch.created_at):
         file = None  # what expires later stays the batch's until it ends
     if file is not None and file.purpose != "batch":

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, TypeVar
 
 import orjson
@@ -35,13 +35,20 @@ class Service:
     started_at: int
 
 
-def _service(request: Request) -> Service:
+def _whole_service(request: Request) -> Service:
     service = request.app.state.service
     assert isinstance(service, Service)
     return service
 
 
+def _service(request: Request) -> Service:
+    """The service as the tenant who asks may use it: other tenants' rows do not exist in its database."""
+    service = _whole_service(request)
+    return replace(service, database=service.database.of(request.state.owner))
+
+
 ServiceDep = Annotated[Service, Depends(_service)]
+WholeServiceDep = Annotated[Service, Depends(_whole_service)]  # for what is nobody's
 
 
 def may_be_id(text: str) -> bool:

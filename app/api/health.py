@@ -3,7 +3,7 @@
 from fastapi import APIRouter
 from sqlalchemy.exc import SQLAlchemyError
 
-from app.api.deps import ServiceDep
+from app.api.deps import WholeServiceDep
 from app.api.errors import unavailable
 from app.db.schema import schema_is_current
 
@@ -18,7 +18,7 @@ async def healthz() -> dict[str, str]:
 
 @router.get("/readyz")
 @router.head("/readyz", include_in_schema=False)
-def readyz(service: ServiceDep) -> dict[str, str]:
+def readyz(service: WholeServiceDep) -> dict[str, str]:
     """503 with the reason until the database can be reached and has the schema of this version."""
     try:
         is_current = schema_is_current(service.database)

@@ -1,4 +1,4 @@
-"""What surrounds every request: its id, the last net for errors, and the guard of an open loopback port."""
+"""What surrounds every request: its id and the last net for errors; and what guards an open loopback port."""
 
 import ipaddress
 import logging
@@ -51,24 +51,6 @@ class RequestEnvelope:
             await from_unexpected(error, scope["method"]).response()(scope, receive, send_with_id)
 
 
-class LoopbackGuard:
-    """Refuses what a web page elsewhere could make a browser on this machine send.
-
-    A port without keys trusts whoever can reach it, and any page can reach loopback through its visitor: by a
-    request across sites (seen by its Origin) or by a DNS name that resolves to 127.0.0.1 (seen by its Host).
-    """
-
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        refusal = _refusal(Headers(scope=scope)) if scope["type"] == "http" else None
-        if refusal is None:
-            await self.app(scope, receive, send)
-        else:
-            await refusal.response()(scope, receive, send)
-
-
 def is_loopback(host: str) -> bool:
     """True for a name or address that only this machine can reach."""
     if host.lower() == "localhost":
@@ -79,7 +61,12 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def _refusal(headers: Headers) -> ApiError | None:
+def cross_site_refusal(headers: Headers) -> ApiError | None:
+    """Refuses what a web page elsewhere could make a browser on this machine send.
+
+    A port without keys trusts whoever can reach it, and any page can reach loopback through its visitor: by a
+    request across sites (seen by its Origin) or by a DNS name that resolves to 127.0.0.1 (seen by its Host).
+    """
     host = headers.get("host")
     if host is not None and not is_loopback(_hostname(f"//{host}")):
         return ApiError(403, f"The host '{host}' is not served here: use localhost.")

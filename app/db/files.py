@@ -7,12 +7,15 @@ from sqlalchemy import delete, exists, or_, select
 from sqlalchemy.orm import Session
 
 from app.db.ids import new_id
-from app.db.models import Batch, File, UploadPart
+from app.db.models import DEFAULT_OWNER, Batch, File, UploadPart
 from app.db.pages import page_of
 from app.db.session import now, unix_now
 from app.lifecycle import TERMINAL
 
-_IS_IN_USE = exists().where(Batch.input_file_id == File.id, Batch.status.not_in(TERMINAL))
+# A tenant cannot hold another's file by naming it as an input.
+_IS_IN_USE = exists().where(
+    Batch.input_file_id == File.id, Batch.owner == File.owner, Batch.status.not_in(TERMINAL)
+)
 
 
 class FileInUse(Exception):
@@ -27,11 +30,16 @@ def create_file(
     num_bytes: int,
     storage_key: str,
     expires_seconds: int | None,
+    owner: str = DEFAULT_OWNER,
 ) -> File:
-    """A row for a committed blob. `expires_seconds`: after its creation, or None for never."""
+    """A row for a committed blob. `expires_seconds`: after its creation, or None for never.
+
+    `owner`: for the service's own sessions; in a tenant's session every new row is the tenant's.
+    """
     created_at = now(session)
     file = File(
         id=new_id("file-"),
+        owner=owner,
         purpose=purpose,
         filename=filename,
         bytes=num_bytes,

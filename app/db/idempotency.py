@@ -1,15 +1,15 @@
-"""Keys that make a request safe to repeat: each leads to the one object that was made under it."""
+"""Keys that make a request safe to repeat: each leads to the one object that its tenant made under it."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
-from sqlalchemy import delete, update
+from sqlalchemy import ColumnElement, delete, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
 from app.db.batches import changed_rows
 from app.db.models import Batch, File, IdempotencyKey, Upload
-from app.db.session import unix_now
+from app.db.session import owner_in, unix_now
 from app.settings import DAY_SECONDS
 
 KEY_SECONDS = DAY_SECONDS  # how long a key is remembered
@@ -46,7 +46,7 @@ def create_once(
     row = None if first_id is None else find(first_id)
     if row is None:
         row = create()
-        used = update(IdempotencyKey).where(IdempotencyKey.key == request_key.key)
+        used = update(IdempotencyKey).where(*_is(session, request_key))
         changed_rows(session, used.values(object_id=row.id))
     return row
 
@@ -58,18 +58,25 @@ def forget_keys(session: Session) -> int:
 
 def _reserve(session: Session, request_key: RequestKey) -> str | None:
     """Lock the key for this transaction; the id of the object made under it. Raises KeyReused."""
-    forgotten = (IdempotencyKey.key == request_key.key, IdempotencyKey.expires_at <= unix_now())
-    changed_rows(session, delete(IdempotencyKey).where(*forgotten))
+    forgotten = delete(IdempotencyKey).where(IdempotencyKey.expires_at <= unix_now())
+    changed_rows(session, forgotten.where(*_is(session, request_key)))
     insert: Any = sqlite.insert if session.get_bind().dialect.name == "sqlite" else postgresql.insert
     statement = insert(IdempotencyKey).values(
-        key=request_key.key, request_digest=request_key.digest, expires_at=unix_now() + KEY_SECONDS
+        owner=owner_in(session),
+        key=request_key.key,
+        request_digest=request_key.digest,
+        expires_at=unix_now() + KEY_SECONDS,
     )
     # An update that changes nothing: it locks the row that is there, and returns it.
     statement = statement.on_conflict_do_update(
-        index_elements=[IdempotencyKey.key], set_={"key": statement.excluded.key}
+        index_elements=[IdempotencyKey.owner, IdempotencyKey.key], set_={"key": statement.excluded.key}
     )
     columns = IdempotencyKey.request_digest, IdempotencyKey.object_id
     digest, object_id = session.connection().execute(statement.returning(*columns)).one()
     if digest != request_key.digest:
         raise KeyReused(request_key.key)
     return None if object_id is None else str(object_id)
+
+
+def _is(session: Session, request_key: RequestKey) -> tuple[ColumnElement[bool], ...]:
+    return IdempotencyKey.owner == owner_in(session), IdempotencyKey.key == request_key.key

@@ -11,6 +11,7 @@ from sqlalchemy import (
     Integer,
     LargeBinary,
     MetaData,
+    PrimaryKeyConstraint,
     String,
     Text,
 )
@@ -36,7 +37,29 @@ class Base(DeclarativeBase):
     )
 
 
-class File(Base):
+# Whose everything is while the service has no keys; also what was there before the first key.
+DEFAULT_OWNER = "default"
+
+
+class Owned:
+    """What belongs to a tenant. Sessions of `Database.of(owner)` see and make only that owner's rows."""
+
+    owner: Mapped[str] = mapped_column(String(64), default=DEFAULT_OWNER, server_default=DEFAULT_OWNER)
+
+
+class ApiKey(Base):
+    """A tenant's right to use the API. `id` is the public part of the key's text; the rest is kept hashed."""
+
+    __tablename__ = "api_keys"
+
+    id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    owner: Mapped[str] = mapped_column(String(64))
+    secret_sha256: Mapped[bytes] = mapped_column(LargeBinary)
+    created_at: Mapped[int] = mapped_column(BigInteger)
+    revoked_at: Mapped[int | None] = mapped_column(BigInteger)
+
+
+class File(Owned, Base):
     """A stored blob: an upload, or a batch's output or error file."""
 
     __tablename__ = "files"
@@ -49,14 +72,14 @@ class File(Base):
     expires_at: Mapped[int | None] = mapped_column(BigInteger, index=True)
     storage_key: Mapped[str] = mapped_column(String(128), unique=True)
 
-    __table_args__ = (Index("ix_files_created_at_id", "created_at", "id"),)
+    __table_args__ = (Index("ix_files_owner_created_at_id", "owner", "created_at", "id"),)
 
     def is_there_at(self, moment: int) -> bool:
         """Whether the file can still be used at `moment`, in unix seconds."""
         return self.expires_at is None or self.expires_at > moment
 
 
-class Upload(Base):
+class Upload(Owned, Base):
     """A file that is to come in parts; with `file_id` once it is complete."""
 
     __tablename__ = "uploads"
@@ -86,18 +109,20 @@ class UploadPart(Base):
     storage_key: Mapped[str] = mapped_column(String(128), unique=True)
 
 
-class IdempotencyKey(Base):
+class IdempotencyKey(Owned, Base):
     """A key of a client's, and the object that the request under it made. None: it is being made."""
 
     __tablename__ = "idempotency_keys"
 
-    key: Mapped[str] = mapped_column(String(255), primary_key=True)
+    key: Mapped[str] = mapped_column(String(255))
     request_digest: Mapped[str] = mapped_column(String(64))
     object_id: Mapped[str | None] = mapped_column(String(64))
     expires_at: Mapped[int] = mapped_column(BigInteger, index=True)
 
+    __table_args__ = (PrimaryKeyConstraint("owner", "key"),)  # a tenant's keys are its own
 
-class Batch(Base):
+
+class Batch(Owned, Base):
     """A job. `epoch` grows with every claim: whoever writes must hold the current one."""
 
     __tablename__ = "batches"
@@ -140,7 +165,7 @@ class Batch(Base):
     lease_expires_at: Mapped[int | None] = mapped_column(BigInteger)
     deaths: Mapped[int] = mapped_column(Integer, server_default="0")  # of workers that held the batch
 
-    __table_args__ = (Index("ix_batches_created_at_id", "created_at", "id"),)
+    __table_args__ = (Index("ix_batches_owner_created_at_id", "owner", "created_at", "id"),)
 
 
 class RequestLine(Base):

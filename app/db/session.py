@@ -1,19 +1,21 @@
 """Connections, transactions and the database's clock; everything that differs between SQLite and Postgres."""
 
+import copy
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from sqlalchemy import BigInteger, Connection, Engine, Text, create_engine, event, select
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 from sqlalchemy.ext.compiler import compiles
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import ORMExecuteState, Session, UOWTransaction, with_loader_criteria
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
 
+from app.db.models import DEFAULT_OWNER, Owned
 from app.settings import StartupError
 
 _BUSY_TIMEOUT_SECONDS = 60  # how long a SQLite writer waits for its turn
@@ -64,12 +66,44 @@ def now(session: Session) -> int:
     return session.scalars(select(unix_now())).one()
 
 
+class _OwnedSession(Session):
+    """A session for which the rows of other tenants do not exist: no query has to remember whose it is."""
+
+    def __init__(self, bind: Engine, owner: str) -> None:
+        super().__init__(bind, expire_on_commit=False)
+        self.owner = owner
+
+
+def owner_in(session: Session) -> str:
+    """Whose the rows are that the session makes; for statements that no model's default goes through."""
+    return session.owner if isinstance(session, _OwnedSession) else DEFAULT_OWNER
+
+
+@event.listens_for(_OwnedSession, "do_orm_execute")
+def _only_own_rows(state: ORMExecuteState) -> None:
+    session = state.session
+    assert isinstance(session, _OwnedSession)
+    owner = session.owner
+    state.statement = state.statement.options(
+        with_loader_criteria(Owned, lambda table: table.owner == owner, include_aliases=True)
+    )
+
+
+@event.listens_for(_OwnedSession, "before_flush")
+def _own_new_rows(session: Session, _context: UOWTransaction, _instances: object) -> None:
+    assert isinstance(session, _OwnedSession)
+    for row in session.new:
+        if isinstance(row, Owned):
+            row.owner = session.owner
+
+
 class Database:
     """One database: short transactions by `begin` (writes) and `read`. Safe to share between threads."""
 
     def __init__(self, url: str) -> None:
         """Take a sqlite or postgres URL; connects at first use. StartupError on a URL that cannot work."""
         self.url = _parse(url)
+        self._owner: str | None = None
         self.is_sqlite = self.url.get_backend_name() == "sqlite"
         self.engine = _sqlite_engine(self.url) if self.is_sqlite else _postgres_engine(self.url)
         # BEGIN IMMEDIATE: a SQLite reader that turns writer fails at once, whatever the time-out.
@@ -78,16 +112,22 @@ class Database:
     def __str__(self) -> str:
         return self.url.render_as_string(hide_password=True)
 
+    def of(self, owner: str) -> Self:
+        """The same database as the tenant `owner` may see it: its transactions reach no other's rows."""
+        confined = copy.copy(self)
+        confined._owner = owner
+        return confined
+
     @contextmanager
     def begin(self) -> Iterator[Session]:
         """A write transaction: committed at the end of the block, rolled back by an exception."""
-        with Session(self._writer, expire_on_commit=False) as session, session.begin():
+        with self._session(self._writer) as session, session.begin():
             yield session
 
     @contextmanager
     def read(self) -> Iterator[Session]:
         """A transaction for reading; on SQLite it sees one snapshot."""
-        with Session(self.engine, expire_on_commit=False) as session:
+        with self._session(self.engine) as session:
             yield session
 
     @contextmanager
@@ -95,6 +135,11 @@ class Database:
         """The write transaction as a bare connection, for migrations."""
         with self._writer.begin() as connection:
             yield connection
+
+    def _session(self, bind: Engine) -> Session:
+        if self._owner is None:
+            return Session(bind, expire_on_commit=False)
+        return _OwnedSession(bind, self._owner)
 
     def dispose(self) -> None:
         """Close all connections."""

@@ -15,6 +15,7 @@ import openai
 import pytest
 from fastapi import FastAPI
 
+from app.db.keys import create_key
 from app.db.session import Database
 from app.main import create_app, listen, make_server
 from app.settings import Settings
@@ -43,6 +44,12 @@ class Server:
         """A request that the SDK would not send."""
         return self.raw.request(method, self.url + path, **kwargs)
 
+    def client_of(self, owner: str) -> openai.OpenAI:
+        """The SDK with a new key of the tenant `owner`; from the first one on, nothing is open."""
+        with self.database.begin() as session:
+            _, key = create_key(session, owner)
+        return self.client.with_options(api_key=key)
+
     def blob_names(self) -> list[str]:
         return [blob.name for blob in self.storage.list_blobs()]
 
@@ -53,15 +60,11 @@ def running(
     storage: Storage,
     data_dir: Path,
     add_routes: Callable[[FastAPI], None] = lambda app: None,
+    **changes: Any,
 ) -> Iterator[Server]:
-    """Serve during the block, with the routes of `add_routes` besides our own."""
-    settings = Settings(
-        data_dir=data_dir,
-        port=0,
-        model_name="org/tiny-model",
-        max_file_bytes=MAX_FILE_BYTES,
-        max_part_bytes=MAX_PART_BYTES,
-    )
+    """Serve during the block, with the routes of `add_routes` besides our own and settings in `changes`."""
+    limits = {"max_file_bytes": MAX_FILE_BYTES, "max_part_bytes": MAX_PART_BYTES}
+    settings = Settings(data_dir=data_dir, **{"port": 0, "model_name": "org/tiny-model"} | limits | changes)
     app = create_app(settings, database, storage)
     add_routes(app)
     requests: list[str] = []

@@ -5,12 +5,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy import inspect, text
 
-from app.db.models import Base
-from app.db.schema import migrate, schema_is_current
+from app.db.models import DEFAULT_OWNER, Base, File, IdempotencyKey
+from app.db.schema import alembic_config, migrate, schema_is_current
 from app.db.session import Database
 from app.settings import StartupError
 
@@ -35,6 +36,21 @@ def test_migrating_twice_changes_nothing(empty_database: Database) -> None:
     assert schema_is_current(empty_database)
     migrate(empty_database)
     assert schema_is_current(empty_database)
+    empty_database.dispose()
+
+
+def test_what_was_there_before_tenants_belongs_to_the_default_one(empty_database: Database) -> None:
+    with empty_database.connect_for_writing() as connection:
+        config = alembic_config()
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0009")
+        columns = "id, purpose, filename, bytes, created_at, storage_key"
+        connection.execute(text(f"INSERT INTO files ({columns}) VALUES ('f', 'batch', 'a', 1, 1, 'k')"))
+        connection.execute(text("INSERT INTO idempotency_keys VALUES ('k', 'digest', 'f', 2)"))
+    migrate(empty_database)
+    with empty_database.of(DEFAULT_OWNER).read() as session:
+        assert session.get_one(File, "f").owner == DEFAULT_OWNER
+        assert session.get_one(IdempotencyKey, (DEFAULT_OWNER, "k")).object_id == "f"
     empty_database.dispose()
 
 
