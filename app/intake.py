@@ -24,7 +24,7 @@ from app.results import Recorder, failure
 from app.running import RunningBatch, RunningLine
 from app.settings import Settings
 from app.storage import BlobNotFound, Storage
-from app.suspects import GUILTY_DEATHS, WATCHED_DEATHS, guilty_error, is_suspect
+from app.suspects import ALONE_DEATHS, GUILTY_DEATHS, WATCHED_DEATHS, guilty_error, is_suspect
 from app.translation import TranslatedLine, translate_lines
 
 CLAIM_SECONDS = 1.0  # between looks for more work, while there is some
@@ -220,7 +220,7 @@ class Intake:
             record_attempts(session, claim, (running.line for running in lines))
 
     def _give_up_guilty(self, claim: Claim) -> None:
-        """Answer the lines that killed the worker time and again; nothing is held against the others then."""
+        """Answer the lines that killed the worker time and again; others' deaths are explained then."""
         with self._database.begin() as session:
             guilty = [
                 line for line in pending_lines(session, claim.batch_id) if line.attempts >= GUILTY_DEATHS
@@ -229,7 +229,7 @@ class Intake:
                 record_results(
                     session, claim, [failure(line, line.attempts, guilty_error(line)) for line in guilty]
                 )
-                forgive(session, claim)
+                forgive(session, claim, most_deaths=ALONE_DEATHS)
         for line in guilty:
             log.error("Line %d of %s is given up: it ends the worker.", line.line, claim.batch_id)
 

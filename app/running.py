@@ -1,6 +1,7 @@
 """One claimed batch while it runs: which of its lines still have to be answered, and how they are."""
 
 import time
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -11,7 +12,7 @@ from app.heartbeat import Watch
 from app.openai.body import BodyError
 from app.openai.endpoints import ENDPOINTS, Endpoint
 from app.results import ResultQueue, failure, success
-from app.suspects import WATCHED_LINES, is_suspect, num_to_admit
+from app.suspects import WATCHED_LINES, is_suspect, num_to_admit, urgency
 from app.translation import TranslatedLine
 from engine.request import Completion, Refusal, Request
 
@@ -85,15 +86,16 @@ class RunningBatch:
         return refused
 
     def line_up(self) -> None:
-        """Orders the waiting lines: the most suspect first; where few run at a time, alike prompts adjoin."""
+        """Orders the waiting lines by urgency; where few run at a time, alike prompts adjoin."""
         if any(is_suspect(running.line.attempts) for running in self.waiting):
-            self.waiting.sort(key=lambda one: (one.line.attempts, one.request.prompt_ids.tobytes()))
+            self.waiting.sort(key=lambda one: (_urgency(one), one.request.prompt_ids.tobytes()))
 
     def next_lines(self) -> list[RunningLine]:
         """The waiting lines that may join the engine now."""
         next_deaths = [running.line.attempts for running in reversed(self.waiting[-WATCHED_LINES:])]
         in_engine = [running.line.attempts for running in self.unanswered.values()] if next_deaths else []
-        num_lines = num_to_admit(next_deaths, len(self.waiting), in_engine)
+        num_alone = bisect_left(self.waiting, 0, key=_urgency)
+        num_lines = num_to_admit(next_deaths, len(self.waiting) - num_alone, in_engine)
         return self.waiting[len(self.waiting) - num_lines :]
 
     def enter(self, lines: Sequence[RunningLine]) -> None:
@@ -136,3 +138,7 @@ class RunningBatch:
         running = self.unanswered.pop(request_id)
         self.num_prompt_tokens -= len(running.request.prompt_ids)
         return running
+
+
+def _urgency(running: RunningLine) -> int:
+    return urgency(running.line.attempts)

@@ -7,8 +7,9 @@ attempts of a line without a result are worker deaths that it was in the engine 
     runs    with all   among WATCHED_LINES    alone      no more: it becomes an error line
 
 One death may have had any cause and costs nothing; a death among few leaves few suspects. Only a line that
-was alone in the engine three times in a row when the worker died is given up, so that a worker which is
-killed from outside does not lose lines. The deaths are then explained: the other lines start over.
+was alone in the engine three times when the worker died is given up, and after each of them all others
+go first: a worker which is killed from outside again and again meets another line each time.
+Once a line is given up its neighbours' deaths are explained, and they start over; deaths alone stay.
 """
 
 from collections.abc import Collection, Sequence
@@ -27,11 +28,17 @@ def is_suspect(deaths: int) -> bool:
     return deaths >= WATCHED_DEATHS
 
 
-def num_to_admit(next_deaths: Sequence[int], num_waiting: int, deaths_in_engine: Collection[int]) -> int:
+def urgency(deaths: int) -> int:
+    """Orders waiting lines, the highest first; negative: was alone at a death, comes after all others."""
+    return deaths if deaths <= ALONE_DEATHS else -deaths
+
+
+def num_to_admit(next_deaths: Sequence[int], num_not_alone: int, deaths_in_engine: Collection[int]) -> int:
     """How many of the waiting lines may join those in the engine.
 
-    next_deaths: deaths of the first WATCHED_LINES that wait, in descending order; deaths_in_engine: of each
-    line there.
+    next_deaths: deaths of the first WATCHED_LINES that wait, most urgent first.
+    num_not_alone: lines that wait and were never alone at a death.
+    deaths_in_engine: of each line there.
     """
     if not next_deaths:
         return 0
@@ -41,9 +48,9 @@ def num_to_admit(next_deaths: Sequence[int], num_waiting: int, deaths_in_engine:
     if is_suspect(next_deaths[0]):
         # Refilled by halves: neighbours in the window, which are planned together, share their prefixes.
         num_free = WATCHED_LINES - len(deaths_in_engine)
-        num_suspects = sum(map(is_suspect, next_deaths))
-        return min(num_free, num_suspects) if num_free >= WATCHED_LINES // 2 else 0
-    return 0 if is_suspect(most_in_engine) else num_waiting
+        num_watched = sum(WATCHED_DEATHS <= deaths < ALONE_DEATHS for deaths in next_deaths)
+        return min(num_free, num_watched) if num_free >= WATCHED_LINES // 2 else 0
+    return 0 if is_suspect(most_in_engine) else num_not_alone
 
 
 def guilty_error(line: PendingLine) -> BodyError:

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-from sqlalchemy import ColumnElement, delete, exists, insert, or_, select, update
+from sqlalchemy import ColumnElement, and_, delete, exists, func, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
@@ -109,13 +109,18 @@ def _set_attempts(session: Session, claim: Claim, attempts_by_id: Iterable[tuple
             changed_rows(session, update(RequestLine).where(chosen).values(attempts=attempts))
 
 
-def forgive(session: Session, claim: Claim) -> None:
-    """Take the deaths off the batch's lines without a result: it is known what they came from."""
+def forgive(session: Session, claim: Claim, *, most_deaths: int) -> None:
+    """Take up to `most_deaths` deaths off the lines without a result: it is known what they came from.
+
+    A line with more keeps them: they were its own.
+    """
     locked_status(session, claim.batch_id, claim.epoch)
     has_result = exists().where(LineResult.request_line_id == RequestLine.id)
-    lines = update(RequestLine).where(RequestLine.batch_id == claim.batch_id, ~has_result)
+    is_pending = and_(RequestLine.batch_id == claim.batch_id, ~has_result)
+    lines = update(RequestLine).where(is_pending, RequestLine.attempts <= most_deaths)
     changed_rows(session, lines.values(attempts=0))
-    changed_rows(session, update(Batch).where(Batch.id == claim.batch_id).values(deaths=0))
+    left = session.scalar(select(func.max(RequestLine.attempts)).where(is_pending)) or 0
+    changed_rows(session, update(Batch).where(Batch.id == claim.batch_id).values(deaths=left))
 
 
 def record_results(session: Session, claim: Claim, results: Sequence[NewResult]) -> None:

@@ -97,7 +97,7 @@ def test_forgiving_spares_lines_that_are_done(database: Database) -> None:
         lines = pending_lines(session, batch_id)
         record_attempts(session, claim, lines)
         record_results(session, claim, [_result(lines[0].id)])
-        forgive(session, claim)
+        forgive(session, claim, most_deaths=2)
     with database.read() as session:
         attempts = session.scalars(select(RequestLine.attempts).order_by(RequestLine.id))
         assert list(attempts) == [1, 0, 0]
