@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from app.lifeline import follow_parent
-from app.serve import EXIT_CANNOT_START, Supervisor, service_commands
+from app.serve import EXIT_CANNOT_START, Supervisor, free_port, service_commands
 from app.settings import Settings, StartupError, load_settings
 from engine.errors import EngineConfigError, ModelNotUsable, ModelRefused
 
@@ -68,10 +68,11 @@ def serve(
 ) -> None:
     """Run the whole service: api, keeper and worker, restarted when they die."""
     with _start("serve", context) as settings:
-        url = own_url(settings)
+        port = settings.port or free_port(settings.host)
+        url = own_url(settings.host, port)
         supervisor = Supervisor(
             service_commands(),
-            os.environ | as_environment(_flags(context)),
+            os.environ | as_environment(_flags(context) | {"port": port}),
             ready_url=f"{url}/readyz",
             on_ready=lambda: typer.echo(f"BatchLLM answers at {url}/v1; Ctrl-C stops it.", err=True),
         )
@@ -291,10 +292,10 @@ def as_environment(flags: dict[str, Any]) -> dict[str, str]:
     return {f"BATCHLLM_{name.upper()}": str(value) for name, value in flags.items()}
 
 
-def own_url(settings: Settings) -> str:
-    """Where the api answers from this machine."""
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host).strip("[]")
-    return f"http://[{host}]:{settings.port}" if ":" in host else f"http://{host}:{settings.port}"
+def own_url(host: str, port: int) -> str:
+    """Where an api that listens on `host` answers from this machine."""
+    name = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host).strip("[]")
+    return f"http://[{name}]:{port}" if ":" in name else f"http://{name}:{port}"
 
 
 def stop_on_signals() -> threading.Event:

@@ -19,6 +19,10 @@ RUNNING = Standing(BatchStatus.IN_PROGRESS, is_paused=False)
 log = logging.getLogger(__name__)
 
 
+class HeartbeatFailed(Exception):
+    """The thread ended by an error that nobody foresaw: leases are renewed no more."""
+
+
 @dataclass(eq=False)
 class Watch:
     """One claim under watch. `standing`: the batch's at the last heartbeat; None: the claim is lost."""
@@ -50,6 +54,7 @@ class Heartbeat:
         self._lease_seconds = lease_seconds
         self._watches: list[Watch] = []
         self._stop = threading.Event()
+        self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
         self._thread.start()
 
@@ -61,6 +66,11 @@ class Heartbeat:
     def unwatch(self, watch: Watch) -> None:
         self._watches = [other for other in self._watches if other is not watch]
 
+    def check(self) -> None:
+        """Raises HeartbeatFailed if the thread has ended by an error."""
+        if self._error is not None:
+            raise HeartbeatFailed(str(self._error)) from self._error
+
     def close(self) -> None:
         self._stop.set()
         self._thread.join()
@@ -71,11 +81,15 @@ class Heartbeat:
             log.warning("This worker cannot sign off (%s).", reason(error))
 
     def _run(self) -> None:
-        self._sign()
-        while not self._stop.wait(HEARTBEAT_SECONDS):
-            for watch in self._watches:
-                self._renew(watch)
+        try:
             self._sign()
+            while not self._stop.wait(HEARTBEAT_SECONDS):
+                for watch in self._watches:
+                    self._renew(watch)
+                self._sign()
+        except BaseException as error:  # told to the worker, which ends with it
+            self._error = error
+            log.exception("The heartbeat failed.")
 
     def _sign(self) -> None:
         if time.monotonic() < self._next_sign_at:

@@ -19,6 +19,7 @@ from app.db.models import Batch
 from app.db.schema import migrate
 from app.db.session import Database
 from app.housekeeping import remove_expired
+from app.outage import OUTAGE, is_full, trouble
 from app.settings import Settings
 from app.storage import Storage
 from app.validation import validate_batch
@@ -47,7 +48,7 @@ class Keeper:
         """Migrate, then tick until `stop_event` is set, through outages of the database. StartupError."""
         migrate(self._database)
         self._stop = stop_event
-        num_failures = 0
+        back_off = _IDLE_SECONDS
         duties = [
             _Periodic(self.sweep, _SWEEP_INTERVAL_SECONDS),
             _Periodic(self.tidy, _TIDY_INTERVAL_SECONDS),
@@ -57,11 +58,10 @@ class Keeper:
                 delay = 0.0 if self.tick() else _IDLE_SECONDS
                 for duty in duties:
                     duty.do_if_due()
-                num_failures = 0
-            except (SQLAlchemyError, OSError):
-                delay = min(_IDLE_SECONDS * 2**num_failures, _MAX_BACK_OFF_SECONDS)
-                num_failures += 1
-                _log.exception("The keeper could not go on; it tries again in %.1f s", delay)
+                back_off = _IDLE_SECONDS
+            except (SQLAlchemyError, OSError) as error:
+                delay, back_off = back_off, min(2 * back_off, _MAX_BACK_OFF_SECONDS)
+                _log_failure(error, delay)
             stop_event.wait(delay)
 
     def tick(self) -> bool:
@@ -111,6 +111,14 @@ class Keeper:
 
     def _validate(self, batch: Batch) -> None:
         validate_batch(self._database, self._storage, batch, self._settings, self._stop)
+
+
+def _log_failure(error: Exception, delay: float) -> None:
+    """What is known to pass is one sentence; of anything else the log gets all."""
+    if is_full(error) or isinstance(error, OUTAGE):
+        _log.error("%s; the keeper tries again in %.1f s", trouble(error), delay)
+    else:
+        _log.exception("The keeper could not go on; it tries again in %.1f s", delay)
 
 
 class _Periodic:

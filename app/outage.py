@@ -1,6 +1,8 @@
-"""When the database is away: wait and try again, so that nothing finished is lost."""
+"""When the database is away or a disk is full: wait and try again, so that nothing finished is lost."""
 
+import errno
 import logging
+import sqlite3
 import threading
 from collections.abc import Callable
 from typing import TypeVar
@@ -27,6 +29,23 @@ def reason(error: Exception) -> str:
     return lines[0] if lines else type(error).__name__
 
 
+def is_full(error: Exception) -> bool:
+    """Whether a disk without space is the trouble, the storage's or the database's."""
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    original = getattr(error, "orig", None)
+    on_sqlite = getattr(original, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
+    return on_sqlite or getattr(original, "sqlstate", None) == "53100"  # Postgres: disk_full
+
+
+def trouble(error: Exception) -> str:
+    """What the log is told: what to do where a disk is full, else that the database does not answer."""
+    if is_full(error):
+        where = "storage's" if isinstance(error, OSError) else "database's"
+        return f"The {where} disk is full: it goes on as soon as there is space again ({reason(error)})"
+    return f"The database does not answer ({reason(error)})"
+
+
 def ride_out(operation: Callable[[], T], stop: threading.Event) -> T:
     """What `operation` returns, tried again with growing waits while the database is away.
 
@@ -38,7 +57,7 @@ def ride_out(operation: Callable[[], T], stop: threading.Event) -> T:
         try:
             return operation()
         except OUTAGE as error:
-            log.warning("The database does not answer (%s): trying again.", reason(error))
+            log.warning("%s; trying again.", trouble(error))
             if stop.wait(wait_seconds):
                 raise Stopped from error
             wait_seconds = min(2 * wait_seconds, LONGEST_WAIT_SECONDS)

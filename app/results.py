@@ -14,7 +14,7 @@ from app.db.leases import Claim, LeaseLost
 from app.db.lines import DuplicateResult, NewResult, PendingLine, record_results
 from app.db.session import Database
 from app.openai.body import BodyError
-from app.outage import FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS, OUTAGE, reason
+from app.outage import FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS, OUTAGE, trouble
 from engine.request import Completion
 
 CHUNK_RESULTS = 50  # as soon as so many wait, they are written
@@ -194,7 +194,7 @@ class Recorder:
                 raise
             # The outage hid that the very same chunk was committed.
         except OUTAGE as error:
-            log.warning("Results wait in memory: the database does not answer (%s).", reason(error))
+            log.warning("%d results wait in memory. %s.", len(queue.waiting), trouble(error))
             queue.num_in_doubt = len(chunk)
             self._retry_at = time.monotonic() + self._wait_seconds
             self._wait_seconds = min(2 * self._wait_seconds, LONGEST_WAIT_SECONDS)

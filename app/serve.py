@@ -1,6 +1,7 @@
 """`serve`: the three processes side by side, restarted when they die, stopped together."""
 
 import logging
+import socket
 import subprocess
 import sys
 import threading
@@ -9,6 +10,8 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+
+from app.settings import StartupError
 
 # A process ends with this code when it cannot start as configured: to try again would not help.
 EXIT_CANNOT_START = 3
@@ -27,6 +30,21 @@ def service_commands() -> dict[str, list[str]]:
     """The command line of each process. -P: a folder `app` where the user stands must not shadow ours."""
     base = [sys.executable, "-P", "-m", "app.cli"]
     return {name: [*base, name, "--supervised"] for name in ("keeper", "api", "worker")}
+
+
+def free_port(host: str) -> int:
+    """A port of `host` that nobody listens on: what port 0 means, through all restarts of the api.
+
+    Raises StartupError.
+    """
+    address = host.strip("[]")
+    try:
+        with socket.create_server(
+            (address, 0), family=socket.AF_INET6 if ":" in address else socket.AF_INET
+        ) as s:
+            return int(s.getsockname()[1])
+    except OSError as error:
+        raise StartupError(f"Cannot listen on {host}: {error.strerror}; choose another --host.") from error
 
 
 @dataclass(eq=False)

@@ -20,7 +20,7 @@ from app.db.leases import LeaseLost, release
 from app.db.lines import undo_attempts
 from app.db.locks import try_lock
 from app.db.session import Database
-from app.heartbeat import Heartbeat
+from app.heartbeat import Heartbeat, HeartbeatFailed
 from app.intake import Intake
 from app.lifecycle import BatchStatus
 from app.outage import OUTAGE, Stopped, reason, ride_out
@@ -95,6 +95,9 @@ class Worker:
                     self._work(stop, on_progress or (lambda progress: None), until_idle)
                 except Stopped:
                     log.info("Stopped while waiting for the database.")
+                except HeartbeatFailed:
+                    self._close()  # no fault of the lines
+                    raise
                 except BaseException:
                     self._close(died=True)
                     raise
@@ -117,6 +120,7 @@ class Worker:
     def _work(self, stop: threading.Event, on_progress: Callable[[Progress], None], until_idle: bool) -> None:
         while not stop.is_set():
             self._recorder.check()
+            self._heartbeat.check()
             self._take_work()
             self._drop_departing()
             for batch in self._running:

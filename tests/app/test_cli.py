@@ -11,7 +11,6 @@ import pytest
 
 from app.cli import as_environment, own_url
 from app.serve import EXIT_CANNOT_START
-from app.settings import Settings
 from tests.app.batches import chat, input_file
 
 ROOT = Path(__file__).parents[2]
@@ -133,4 +132,4 @@ def test_flags_of_serve_reach_its_processes() -> None:
     ],
 )
 def test_where_the_service_answers(host: str, url: str) -> None:
-    assert own_url(Settings(host=host)) == url
+    assert own_url(host, 8000) == url

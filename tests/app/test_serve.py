@@ -2,19 +2,23 @@
 
 import http.server
 import os
+import re
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
 import threading
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from app import serve as serve_module
-from app.serve import EXIT_CANNOT_START, Supervisor
+from app.serve import EXIT_CANNOT_START, Supervisor, free_port
+from app.settings import StartupError
 
 PATIENCE_SECONDS = 20.0
 NOBODY = "http://127.0.0.1:9/readyz"  # the discard port: nothing answers there
@@ -153,3 +157,38 @@ def test_no_process_outlives_a_killed_supervisor(tmp_path: Path) -> None:
     process.send_signal(signal.SIGKILL)
     process.wait()
     wait_until(lambda: not is_alive(child_id))
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "[::1]", "0.0.0.0"])
+def test_a_free_port_can_be_listened_on(host: str) -> None:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.create_server((host.strip("[]"), free_port(host)), family=family):
+        pass
+
+
+def test_no_port_of_a_host_that_is_not_ours() -> None:
+    with pytest.raises(StartupError, match="choose another --host"):
+        free_port("192.0.2.1")
+
+
+def test_serve_on_port_0_says_where_it_answers(tmp_path: Path, tiny_llama_dir: Path) -> None:
+    flags = ["--port", "0", "--data-dir", str(tmp_path / "data"), "--model", str(tiny_llama_dir)]
+    root = Path(serve_module.__file__).parent.parent
+    process = subprocess.Popen(
+        [sys.executable, "-m", "app.cli", "serve", *flags],
+        cwd=root,
+        env=os.environ | {"PYTHONPATH": str(root)},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    lines = iter(process.stderr)
+    try:
+        announced = next(line for line in lines if "answers at" in line)
+        url = re.search(r"http://[^;]*", announced)[0]  # type: ignore[index]
+        with urllib.request.urlopen(f"{url}/models", timeout=PATIENCE_SECONDS) as answer:
+            assert answer.status == 200
+    finally:
+        process.terminate()
+        process.stderr.read()
+        process.wait()
