@@ -40,6 +40,8 @@ Port = Annotated[int | None, _option("Port to listen on; 8000 by default.")]
 AllowRemote = Annotated[bool | None, _option("Listen beyond this machine.", "--allow-remote")]
 Model = Annotated[str | None, _option("Hub id or local directory of the model.")]
 ModelName = Annotated[str | None, _option("The name by which requests ask for the model.")]
+ModelAliases = Annotated[str | None, _option("Other names for the model, such as gpt-4o,gpt-4o-mini.")]
+DefaultMaxTokens = Annotated[int | None, _option("Most output tokens of a chat that does not say.")]
 KvMemory = Annotated[str | None, _option("Memory for keys and values, such as 512MiB or 2GiB.")]
 MaxBatchTokens = Annotated[int | None, _option("Most tokens computed in one step.")]
 Threads = Annotated[int | None, _option("CPU threads.")]
@@ -59,6 +61,8 @@ def serve(
     database_url: DatabaseUrl = None,
     model: Model = None,
     model_name: ModelName = None,
+    model_aliases: ModelAliases = None,
+    default_max_tokens: DefaultMaxTokens = None,
     kv_memory: KvMemory = None,
     max_batch_tokens: MaxBatchTokens = None,
     threads: Threads = None,
@@ -90,6 +94,7 @@ def api(
     database_url: DatabaseUrl = None,
     model: Model = None,
     model_name: ModelName = None,
+    model_aliases: ModelAliases = None,
     supervised: Supervised = False,
 ) -> None:
     """Run the HTTP side alone."""
@@ -106,6 +111,7 @@ def keeper(
     database_url: DatabaseUrl = None,
     model: Model = None,
     model_name: ModelName = None,
+    model_aliases: ModelAliases = None,
     supervised: Supervised = False,
 ) -> None:
     """Run alone what migrates, validates, finalises and cleans up."""
@@ -127,6 +133,8 @@ def worker(
     database_url: DatabaseUrl = None,
     model: Model = None,
     model_name: ModelName = None,
+    model_aliases: ModelAliases = None,
+    default_max_tokens: DefaultMaxTokens = None,
     kv_memory: KvMemory = None,
     max_batch_tokens: MaxBatchTokens = None,
     threads: Threads = None,
@@ -166,6 +174,8 @@ def run(
     as_json: Annotated[bool, _option("Print one JSON object as the last line.", "--json")] = False,
     model: Model = None,
     model_name: ModelName = None,
+    model_aliases: ModelAliases = None,
+    default_max_tokens: DefaultMaxTokens = None,
     kv_memory: KvMemory = None,
     max_batch_tokens: MaxBatchTokens = None,
     threads: Threads = None,
@@ -194,6 +204,8 @@ def plan(
     as_json: Annotated[bool, _option("Print one JSON object as the last line.", "--json")] = False,
     model: Model = None,
     model_name: ModelName = None,
+    model_aliases: ModelAliases = None,
+    default_max_tokens: DefaultMaxTokens = None,
     kv_memory: KvMemory = None,
     max_batch_tokens: MaxBatchTokens = None,
     threads: Threads = None,

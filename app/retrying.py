@@ -1,7 +1,10 @@
 """A retry: a new batch of what an ended batch has no answer for."""
 
-from app.db.batches import create_batch
-from app.db.files import create_file, live_file
+from sqlalchemy.orm import Session
+
+from app.db.batches import create_batch, get_batch
+from app.db.files import create_file, live_file, named_keys
+from app.db.idempotency import RequestKey, create_once
 from app.db.lines import iter_unsuccessful
 from app.db.models import Batch
 from app.db.session import Database
@@ -18,10 +21,17 @@ class NothingToRetry(Exception):
     """No new batch can be made; the message says why."""
 
 
-def create_retry(database: Database, storage: Storage, settings: Settings, batch: Batch) -> Batch:
+def create_retry(
+    database: Database,
+    storage: Storage,
+    settings: Settings,
+    batch: Batch,
+    request_key: RequestKey | None = None,
+) -> Batch:
     """A new batch with an input file of its own: the lines of `batch` that failed or never ran, unchanged.
 
-    It has the same endpoint, window and priority; its metadata says `retry_of`. Raises NothingToRetry.
+    It has the same endpoint, window and priority; its metadata says `retry_of`. Under a key that was used for
+    it before, the batch made then. Raises NothingToRetry and KeyReused.
     """
     if batch.status not in _RETRIABLE:
         raise NothingToRetry(f"Cannot retry a batch with status '{batch.status}'.")
@@ -32,24 +42,37 @@ def create_retry(database: Database, storage: Storage, settings: Settings, batch
         key = blob.commit()
     # A blob that an error here leaves without a row is the keeper's to remove.
     with database.begin() as session:
-        file = create_file(
+        retry = create_once(
             session,
-            purpose="batch",
-            filename=f"{batch.id}_retry.jsonl",
-            num_bytes=blob.num_bytes,
-            storage_key=key,
-            expires_seconds=settings.input_retention_seconds,
+            request_key,
+            find=lambda retry_id: get_batch(session, retry_id),
+            create=lambda: _create(session, settings, batch, blob),
         )
-        return create_batch(
-            session,
-            input_file_id=file.id,
-            endpoint=batch.endpoint,
-            completion_window=batch.completion_window,
-            window_seconds=batch.expires_at - batch.created_at,
-            metadata=_metadata(batch),
-            output_expires_seconds=batch.output_expires_seconds,
-            priority=batch.priority,
-        )
+        is_used = bool(named_keys(session, [key]))
+    if not is_used:  # an equal request at the same time was first
+        storage.delete(key)
+    return retry
+
+
+def _create(session: Session, settings: Settings, batch: Batch, blob: BlobWriter) -> Batch:
+    file = create_file(
+        session,
+        purpose="batch",
+        filename=f"{batch.id}_retry.jsonl",
+        num_bytes=blob.num_bytes,
+        storage_key=blob.key,
+        expires_seconds=settings.input_retention_seconds,
+    )
+    return create_batch(
+        session,
+        input_file_id=file.id,
+        endpoint=batch.endpoint,
+        completion_window=batch.completion_window,
+        window_seconds=batch.expires_at - batch.created_at,
+        metadata=_metadata(batch),
+        output_expires_seconds=batch.output_expires_seconds,
+        priority=batch.priority,
+    )
 
 
 def _copy_lines(database: Database, storage: Storage, batch: Batch, blob: BlobWriter) -> None:

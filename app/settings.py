@@ -6,10 +6,12 @@ from typing import Annotated, Any, Literal
 
 from platformdirs import user_cache_path, user_data_path
 from pydantic import BeforeValidator, Field, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 DAY_SECONDS = 86_400
 DEFAULT_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
+
+_NAME = re.compile(r"[\x21-\x7e]{1,128}")
 
 _BYTE_UNITS = {"": 1, "b": 1} | {
     spelling: base**power
@@ -38,6 +40,21 @@ def parse_bytes(value: object) -> object:
 ByteCount = Annotated[int, BeforeValidator(parse_bytes), Field(gt=0)]
 
 
+def parse_names(value: object) -> object:
+    """Names from a text such as "gpt-4o,gpt-4o-mini"."""
+    if not isinstance(value, str):
+        return value
+    names = [name.strip() for name in value.split(",") if name.strip()]
+    wrong = next((name for name in names if not _NAME.fullmatch(name)), None)
+    if wrong is not None:
+        raise ValueError("give names of up to 128 visible characters, with commas between them")
+    return names
+
+
+# NoDecode: the environment's text comes as it is, not read as JSON.
+Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(parse_names)]
+
+
 class Settings(BaseSettings):
     """All settings. Build with `load_settings`, which turns a wrong value into a `StartupError`."""
 
@@ -53,6 +70,7 @@ class Settings(BaseSettings):
 
     model: str = DEFAULT_MODEL  # hub id or local directory
     model_name: str | None = None  # the name that requests use; None: from `model`
+    model_aliases: Names = ()  # other names that requests may use for it
     cache_dir: Path = Field(default_factory=lambda: user_cache_path("batchllm"))
     device: Literal["cpu", "cuda"] = "cpu"
     dtype: Literal["float32", "bfloat16", "float16"] | None = None  # None: chosen by device
@@ -78,12 +96,17 @@ class Settings(BaseSettings):
     output_retention_seconds: int = Field(default=30 * DAY_SECONDS, gt=0)
 
     @property
-    def served_models(self) -> list[str]:
-        """Names that a request's `model` may have: never paths."""
+    def served_model(self) -> str:
+        """The model's own name: never a path."""
         if self.model_name is not None:
-            return [self.model_name]
+            return self.model_name
         is_directory = Path(self.model).expanduser().is_dir()
-        return [Path(self.model).expanduser().resolve().name if is_directory else self.model]
+        return Path(self.model).expanduser().resolve().name if is_directory else self.model
+
+    @property
+    def served_models(self) -> list[str]:
+        """Names that a request's `model` may have: the model's own first."""
+        return list(dict.fromkeys([self.served_model, *self.model_aliases]))
 
     @property
     def resolved_claim_tokens(self) -> int:

@@ -20,7 +20,7 @@ from app.api.incoming import check_expiry_seconds
 from app.api.progress import progress_of
 from app.api.schemas import BatchDeleted, BatchList, BatchObject
 from app.db import batches, lines
-from app.db.idempotency import create_once
+from app.db.idempotency import create_once, made_before
 from app.db.models import Batch
 from app.lifecycle import BatchStatus
 from app.retrying import NothingToRetry, create_retry
@@ -130,12 +130,17 @@ def resume_batch(service: ServiceDep, batch_id: str) -> BatchObject:
 
 
 @router.post("/{batch_id}/retry")
-def retry_batch(service: ServiceDep, batch_id: str) -> BatchObject:
+def retry_batch(service: ServiceDep, batch_id: str, idempotency_key: IdempotencyKey = None) -> BatchObject:
     """A new batch of the lines that failed or did not run; `metadata.retry_of` names the old one."""
-    with service.database.read() as session:
+    key = request_key(idempotency_key, "retry", batch_id)
+    with service.database.read() as session, unused_key():
+        retry = made_before(session, key, lambda retry_id: batches.get_batch(session, retry_id))
+        if retry is not None:
+            return BatchObject.of(retry)
         row = found(batches.get_batch(session, batch_id) if may_be_id(batch_id) else None, batch_id)
     try:
-        retry = create_retry(service.database, service.storage, service.settings, row)
+        with unused_key():
+            retry = create_retry(service.database, service.storage, service.settings, row, key)
     except NothingToRetry as error:
         raise conflict(str(error)) from None
     return BatchObject.of(retry)

@@ -73,6 +73,9 @@ def cross_site_refusal(headers: Headers) -> ApiError | None:
     origin = headers.get("origin")
     if origin is not None and origin.partition("://")[2] != host:
         return ApiError(403, f"Requests from the origin '{origin}' are not allowed.")
+    site = headers.get("sec-fetch-site")
+    if site in ("cross-site", "same-site"):  # an image or a link has no Origin
+        return ApiError(403, f"Requests from other sites ('{site}') are not allowed.")
     return None
 
 

@@ -23,4 +23,9 @@ def retrieve_model(service: ServiceDep, model_id: str) -> ModelObject:
 
 
 def _models(service: Service) -> list[ModelObject]:
-    return [ModelObject(id=name, created=service.started_at) for name in service.settings.served_models]
+    own, *aliases = service.settings.served_models
+    created = service.started_at
+    return [
+        ModelObject(id=own, created=created),
+        *(ModelObject(id=alias, created=created, alias_of=own) for alias in aliases),
+    ]

@@ -196,6 +196,7 @@ class ModelObject(WireObject):
     object: Literal["model"] = "model"
     created: int
     owned_by: Literal["local"] = "local"
+    alias_of: str | None = None  # ours: the model that answers under this name
 
 
 class ModelList(WireObject):

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
-from sqlalchemy import ColumnElement, delete, update
+from sqlalchemy import ColumnElement, delete, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
@@ -49,6 +49,22 @@ def create_once(
         used = update(IdempotencyKey).where(*_is(session, request_key))
         changed_rows(session, used.values(object_id=row.id))
     return row
+
+
+def made_before(
+    session: Session, request_key: RequestKey | None, find: Callable[[str], Row | None]
+) -> Row | None:
+    """The object made under this key; None: not yet. Spares the work of making it again. Raises KeyReused."""
+    if request_key is None:
+        return None
+    columns = select(IdempotencyKey.request_digest, IdempotencyKey.object_id)
+    known = columns.where(*_is(session, request_key), IdempotencyKey.expires_at > unix_now())
+    row = session.execute(known).one_or_none()
+    if row is None or row.object_id is None:
+        return None
+    if row.request_digest != request_key.digest:
+        raise KeyReused(request_key.key)
+    return find(row.object_id)
 
 
 def forget_keys(session: Session) -> int:

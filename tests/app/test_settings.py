@@ -55,6 +55,18 @@ def test_names_of_the_model(tmp_path: Path) -> None:
     assert load_settings(model="org/name", model_name="gpt").served_models == ["gpt"]
 
 
+def test_other_names_of_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = load_settings(model="org/name", model_aliases=" gpt-4o, gpt-4o-mini,,org/name,gpt-4o")
+    assert settings.served_models == ["org/name", "gpt-4o", "gpt-4o-mini"]
+    assert settings.served_model == "org/name"
+    monkeypatch.setenv("BATCHLLM_MODEL_ALIASES", "gpt-4o-mini")
+    assert load_settings(model="org/name").served_models == ["org/name", "gpt-4o-mini"]
+    assert load_settings(model="org/name", model_aliases="").served_models == ["org/name"]
+    for wrong in ("two words", "größe", "x" * 129):
+        with pytest.raises(StartupError, match="--model-aliases is wrong"):
+            load_settings(model_aliases=wrong)
+
+
 def test_a_wrong_value_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(StartupError, match=r"^The setting --port is wrong \(70000\): .*\.$"):
         load_settings(port=70_000)

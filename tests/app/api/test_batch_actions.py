@@ -1,9 +1,12 @@
 """Pause, resume and retry, over HTTP and with a worker."""
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import orjson
 import pytest
+from httpx2 import Response
 from openai.types import Batch
 
 from app.db import batches
@@ -113,6 +116,48 @@ def test_a_retry_is_a_batch_of_what_has_no_answer(server: Server) -> None:
     response = server.http("POST", f"/v1/batches/{retry['id']}/retry")
     assert response.status_code == 409
     assert "nothing to retry" in response.json()["error"]["message"]
+
+
+def ended_with_failures(server: Server) -> str:
+    """Id of a cancelled batch of three lines, none of which has run."""
+    batch_id = batch_to_run(server.database, server.storage, [chat(f"question {i}") for i in range(3)])
+    server.client.batches.cancel(batch_id)
+    Keeper(server.database, server.storage, server.settings).tick()
+    return batch_id
+
+
+def retry(server: Server, batch_id: str, key: str) -> Response:
+    return server.http("POST", f"/v1/batches/{batch_id}/retry", headers={"idempotency-key": key})
+
+
+def test_a_retry_under_a_key_is_made_once(server: Server) -> None:
+    batch_id = ended_with_failures(server)
+    first = retry(server, batch_id, "k").json()
+    kept = server.blob_names()
+    assert retry(server, batch_id, "k").json() == first
+    assert server.blob_names() == kept
+    assert retry(server, batch_id, "k2").json()["id"] != first["id"]
+    other = retry(server, ended_with_failures(server), "k")
+    assert (other.status_code, other.json()["error"]["code"]) == (409, "idempotency_key_reused")
+    assert other.headers["x-should-retry"] == "false"
+    # What the first request made is there, even if it could not be made again.
+    server.http("DELETE", f"/v1/batches/{batch_id}")
+    assert retry(server, batch_id, "k").json()["id"] == first["id"]
+    assert retry(server, batch_id, "k3").status_code == 404
+
+
+def test_equal_retries_at_once_make_one_batch(server: Server) -> None:
+    batch_id = ended_with_failures(server)
+    num_blobs = len(server.blob_names())
+    ready = threading.Barrier(4)
+
+    def together(_: int) -> str:
+        ready.wait()
+        return str(retry(server, batch_id, "k").json()["id"])
+
+    with ThreadPoolExecutor(4) as pool:
+        assert len(set(pool.map(together, range(4)))) == 1
+    assert len(server.blob_names()) == num_blobs + 1
 
 
 def test_what_has_not_ended_or_never_began_is_not_retried(server: Server) -> None:

@@ -139,6 +139,10 @@ def test_pages_elsewhere_cannot_use_the_open_port(shared_server: Server) -> None
     for origin in ("https://evil.example", "null", "http://localhost:3000", "http://["):
         error_of(shared_server, "POST", "/v1/batches", 403, headers={"origin": origin})
     assert shared_server.http("GET", "/v1/files", headers={"origin": shared_server.url}).status_code == 200
+    for site in ("cross-site", "same-site"):  # an image of a page elsewhere, or of another port
+        error_of(shared_server, "GET", "/v1/files", 403, headers={"sec-fetch-site": site})
+    for site in ("same-origin", "none"):
+        assert shared_server.http("GET", "/v1/files", headers={"sec-fetch-site": site}).status_code == 200
 
 
 def test_unexpected_errors(database: Database, tmp_path: Path) -> None:

@@ -14,8 +14,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import select
 
+from app.batch_input import InputLine
 from app.db.batches import transition
 from app.db.files import create_file
+from app.db.lines import add_request_lines
 from app.db.models import Batch, File, Owned
 from app.keeper import Keeper
 from app.lifecycle import BatchStatus
@@ -234,6 +236,25 @@ def test_a_batchs_files_belong_to_its_owner(tenants: Tenants) -> None:
         tenants.alice.files.content(error_file_id)
     with server.database.read() as session:
         assert session.get_one(File, error_file_id).owner == session.get_one(Batch, batch.id).owner == "bob"
+
+
+def test_a_retry_belongs_to_the_owner_of_its_batch(tenants: Tenants) -> None:
+    server, old = tenants.server, tenants.ids[1]
+    tenants.alice.batches.cancel(old)
+    with server.database.begin() as session:
+        add_request_lines(session, old, [InputLine(1, "a", 0, len(LINE), "m")])
+        session.get_one(Batch, old).in_progress_at = 1
+    Keeper(server.database, server.storage, server.settings).tick()
+    assert tenants.send(tenants.bob, "POST", f"/v1/batches/{old}/retry").status_code == 404
+    retry = tenants.send(tenants.alice, "POST", f"/v1/batches/{old}/retry").json()
+    assert tenants.alice.batches.retrieve(retry["id"]).input_file_id == retry["input_file_id"]
+    assert tenants.alice.files.content(retry["input_file_id"]).read() == LINE + b"\n"
+    for get in (tenants.bob.batches.retrieve, tenants.bob.files.retrieve):
+        with pytest.raises(openai.NotFoundError):
+            get(retry["id"] if get == tenants.bob.batches.retrieve else retry["input_file_id"])
+    with server.database.read() as session:
+        assert session.get_one(Batch, retry["id"]).owner == "alice"
+        assert session.get_one(File, retry["input_file_id"]).owner == "alice"
 
 
 @pytest.mark.parametrize("path", ["/v1/batches", "/v1/files", "/v1/uploads"])
