@@ -16,14 +16,17 @@ def engine_from_settings(settings: Settings) -> "Engine":
     model_path = resolve_model(settings.model, settings.cache_dir)
 
     from engine.build import build_engine  # after: a model that is not there is told before torch is loaded
+    from engine.errors import ModelRefused
 
-    return build_engine(
-        EngineConfig(
-            model_path=str(model_path),
-            device=settings.device,
-            dtype=settings.dtype,
-            kv_memory_bytes=settings.kv_memory,
-            max_batch_tokens=settings.max_batch_tokens,
-            num_threads=settings.threads,
-        )
+    config = EngineConfig(
+        model_path=str(model_path),
+        device=settings.device,
+        dtype=settings.dtype,
+        kv_memory_bytes=settings.kv_memory,
+        max_batch_tokens=settings.max_batch_tokens,
+        num_threads=settings.threads,
     )
+    try:
+        return build_engine(config)
+    except ModelRefused as refusal:
+        raise ModelRefused(f"{settings.model} cannot run here: {refusal}") from refusal

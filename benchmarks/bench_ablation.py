@@ -31,7 +31,6 @@ from engine.attention.kv_pool import kv_bytes_per_token
 from engine.build import make_runner, torch_attention
 from engine.engine import RunStep
 from engine.execution.model import load_model
-from engine.execution.packed_linear import pack_linear_layers
 from engine.memory.pages import PagePool
 from engine.planning.forest import Ints
 from engine.planning.lengths import LengthEstimator
@@ -136,7 +135,6 @@ def main() -> None:
     pull = [sys.executable, "-m", "app.cli", "pull", args.model]
     model_dir = Path(subprocess.run(pull, check=True, stdout=subprocess.PIPE, text=True).stdout.strip())
     loaded = load_model(model_dir, torch.device("cpu"), torch.float32)
-    pack_linear_layers(loaded.model)
     runner = make_runner(loaded, torch_attention, NUM_PAGES, PAGE_SIZE)
     requests, lengths = make_job(seed=0)
     results: dict[str, Any] = {}

@@ -15,7 +15,6 @@ from engine.config import EngineConfig
 from engine.engine import Engine
 from engine.errors import EngineConfigError, ModelRefused
 from engine.execution.model import LoadedModel, load_model
-from engine.execution.packed_linear import pack_linear_layers
 from engine.execution.peak_memory import free_bytes_beside, fullest_step
 from engine.execution.runner import Runner
 from engine.memory.pages import PagePool
@@ -43,8 +42,6 @@ def build_engine(config: EngineConfig) -> Engine:
     device = _device(config.device)
     dtype = config.dtype or ("float32" if device.type == "cpu" else "bfloat16")
     loaded = load_model(Path(config.model_path), device, getattr(torch, dtype))
-    if device.type == "cpu" and loaded.dtype is torch.float32:
-        pack_linear_layers(loaded.model)
     make_attention = torch_attention if device.type == "cpu" else triton_attention
     return assemble_engine(config, loaded, make_attention, started)
 

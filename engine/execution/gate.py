@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from transformers import AttentionInterface, PreTrainedConfig, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from engine.errors import ModelRefused
 
@@ -47,6 +48,8 @@ def check_config(config: PreTrainedConfig) -> None:
     name = config.model_type
     if config.is_encoder_decoder:
         raise ModelRefused(f"{name} is an encoder-decoder model; only decoders can run here.")
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise ModelRefused(f"{name} does not generate text; only decoders can run here.")
     text_config = config.get_text_config(decoder=True)
     if not isinstance(getattr(text_config, "max_position_embeddings", None), int):
         raise ModelRefused(f"{name} does not say its longest context (max_position_embeddings).")
@@ -73,23 +76,53 @@ def check_model(model: PreTrainedModel) -> None:
 def probe_layers(model: PreTrainedModel) -> list[LayerFacts]:
     """Run the probe and return what each layer handed to attention. Raises ModelRefused.
 
-    Costs three forward passes of at most 14 rows. Leaves the model on the probe's attention.
+    Costs three or five forward passes of at most 14 rows. Leaves the model on the probe's attention.
     """
     name = model.config.model_type
     text_config = model.config.get_text_config(decoder=True)
     probe = _Probe.build(text_config.vocab_size, text_config.max_position_embeddings, model.device)
-    apart = probe.run_apart(model)
-    packed = probe.run_packed(model)
+    try:
+        apart = probe.run_apart(model)
+        packed = probe.run_packed(model)
+    except ModelRefused:
+        raise
+    except Exception as error:  # a model is foreign code: whatever it raises, it cannot run here
+        raise ModelRefused(
+            f"{name} does not run on the rows of two short prompts ({type(error).__name__}: {_line(error)})."
+        ) from error
     layers = _one_call_each(name, probe.calls, text_config)
-    if packed.shape != apart.shape:
-        raise ModelRefused(f"{name} cannot be asked for the logits of single rows (logits_to_keep).")
-    error = ((packed - apart).norm() / (apart - apart.mean()).norm()).item()
-    if not error <= (_FP32_TOLERANCE if model.dtype == torch.float32 else _HALF_TOLERANCE):
+    tolerance = _FP32_TOLERANCE if model.dtype == torch.float32 else _HALF_TOLERANCE
+    if not (difference := _relative_error(packed, apart)) <= tolerance:
         raise ModelRefused(
             f"{name} computes other logits for two prompts packed together than for each alone "
-            f"(relative error {error:.2g}): its layers mix rows outside of attention."
+            f"(relative error {difference:.2g}): its layers mix rows outside of attention."
         )
+    if _hides_a_window(model, probe, apart, layers, tolerance):
+        raise ModelRefused(f"{name} has a sliding window that its layers do not hand to attention.")
     return layers
+
+
+def _relative_error(logits: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((logits - expected).norm() / (expected - expected.mean()).norm())
+
+
+def _hides_a_window(
+    model: PreTrainedModel, probe: "_Probe", apart: torch.Tensor, layers: list[LayerFacts], tolerance: float
+) -> bool:
+    """Whether the config's window shapes the model's own mask though no layer speaks of it.
+
+    The probe is shorter than any window, so it is run once more with a window of two tokens.
+    """
+    text_config = model.config.get_text_config(decoder=True)
+    window = getattr(text_config, "sliding_window", None)
+    is_spoken_of = getattr(text_config, "layer_types", None) or any(layer.window for layer in layers)
+    if is_spoken_of or not isinstance(window, int) or window >= text_config.max_position_embeddings:
+        return False
+    try:
+        text_config.sliding_window = 2
+        return _relative_error(probe.run_apart(model), apart) > tolerance
+    finally:
+        text_config.sliding_window = window
 
 
 def _one_call_each(
@@ -163,6 +196,9 @@ class _Probe:
             use_cache=False,
             **kwargs,
         ).logits
+        if logits.shape[1] != len(kept):
+            name = model.config.model_type
+            raise ModelRefused(f"{name} cannot be asked for the logits of single rows (logits_to_keep).")
         return logits.float()
 
     def attend(
@@ -197,12 +233,21 @@ def _probe_forward(
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """The probe as an attention function of transformers' interface."""
+    name = type(module).__name__
     if attention_mask is not None:
-        raise ModelRefused("it builds an attention mask of its own.")
+        raise ModelRefused(f"{name} builds an attention mask of its own.")
+    if getattr(module, "is_causal", True) is False:
+        raise ModelRefused(f"{name} lets tokens see later ones, as encoders do; only decoders can run here.")
     for argument in ("softcap", "s_aux"):
         if kwargs.get(argument) is not None:
-            raise ModelRefused(f"its attention uses {argument}, which is not supported.")
+            raise ModelRefused(f"{name} uses {argument}, which is not supported.")
+    if _PROBE_KWARG not in kwargs:
+        raise ModelRefused(f"{name} is not given the keyword arguments of the model's call.")
     probe: _Probe = kwargs[_PROBE_KWARG]
     facts = LayerFacts(query.shape[1], key.shape[1], key.shape[3], value.shape[3], sliding_window)
     probe.calls.setdefault(module.layer_idx, []).append(facts)  # type: ignore[arg-type]
     return probe.attend(query, key, value, scaling, sliding_window), None
+
+
+def _line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or ["no reason given"])[0].rstrip(".: ")

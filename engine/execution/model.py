@@ -17,6 +17,7 @@ from engine.attention.kv_pool import KVShape
 from engine.errors import ModelNotUsable, ModelRefused
 from engine.execution.gate import check_config, check_model, probe_layers
 from engine.execution.model_dir import check_model_dir
+from engine.execution.packed_linear import pack_linear_layers
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -56,6 +57,8 @@ def load_model(path: Path, device: torch.device, dtype: torch.dtype) -> LoadedMo
     with _quiet_transformers():
         model = _load_weights(path, config, device, dtype)
         check_model(model)
+        if device.type == "cpu" and dtype is torch.float32:
+            pack_linear_layers(model)  # before the gate, which is to see the model as it will run
         layers = probe_layers(model)
         register()
         model.set_attn_implementation(ATTENTION_NAME)

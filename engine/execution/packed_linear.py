@@ -21,6 +21,8 @@ class PackedLinear(torch.nn.Module):
         self._out_features = linear.out_features
         self._weight = torch.ops.mkldnn._reorder_linear_weight(linear.weight, _ROWS_TO_PACK_FOR)
         self._bias = linear.bias
+        # Some models ask their router for its weight's type. A look at the numbers themselves is an error.
+        self.weight = torch.empty_like(linear.weight, device="meta")
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x [..., in_features] to [..., out_features]."""

@@ -1,18 +1,16 @@
 """Greedy output equals transformers' `generate`, token for token, in fp32: a real model, real prompts."""
 
 import random
-from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from transformers import AutoModelForCausalLM
 
 from benchmarks.workloads import spider_sql
 from engine.build import build_engine
 from engine.config import EngineConfig
 from engine.request import Request, SamplingParams
 from engine.text.tokenizer import Tokenizer
+from tests.engine.exactness import assert_same_but_for_ties, generate_alone, run_together
 
 NUM_OUTPUT_TOKENS = 48
 KV_BYTES_PER_TOKEN = 46_080
@@ -31,43 +29,7 @@ def prompts(smollm2_dir) -> list[np.ndarray]:
 
 @pytest.fixture(scope="module")
 def expected(smollm2_dir, prompts) -> list[list[int]]:
-    """Each prompt alone through `generate`."""
-    model = AutoModelForCausalLM.from_pretrained(smollm2_dir, dtype=torch.float32)
-    outputs: dict[bytes, list[int]] = {}
-    for prompt in prompts:
-        if prompt.tobytes() not in outputs:
-            ids = torch.from_numpy(prompt.astype(np.int64))[None]
-            whole = model.generate(
-                ids, attention_mask=torch.ones_like(ids), max_new_tokens=NUM_OUTPUT_TOKENS, do_sample=False
-            )
-            outputs[prompt.tobytes()] = whole[0, ids.shape[1] :].tolist()
-    return [outputs[prompt.tobytes()] for prompt in prompts]
-
-
-def _run(model_dir: Path, prompts: list[np.ndarray], kv_tokens: int):
-    engine = build_engine(
-        EngineConfig(str(model_dir), kv_memory_bytes=kv_tokens * KV_BYTES_PER_TOKEN, max_batch_tokens=512)
-    )
-    sampling = SamplingParams(max_tokens=NUM_OUTPUT_TOKENS, temperature=0)
-    refused = engine.add([Request(index, prompt, sampling) for index, prompt in enumerate(prompts)])
-    assert not refused
-    outputs: dict[int, list[int]] = {}
-    while engine.has_work:
-        for completion in engine.step():
-            assert completion.request_id not in outputs
-            outputs[completion.request_id] = completion.output_ids.tolist()
-    return [outputs[index] for index in range(len(prompts))], engine.stats
-
-
-def _is_near_tie(model, prompt: np.ndarray, ours: list[int], theirs: list[int]) -> bool:
-    """Whether the first tokens that differ have float64 logits closer than fp32 rounding moved them."""
-    first = next(i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b)
-    ids = torch.from_numpy(np.concatenate([prompt, ours[:first]]).astype(np.int64))[None]
-    with torch.inference_mode():
-        rounded = model.float()(ids).logits[0, -1]
-        exact = model.double()(ids).logits[0, -1]
-    noise = (rounded.double() - exact).abs().max()
-    return bool((exact[ours[first]] - exact[theirs[first]]).abs() <= 2 * noise)
+    return generate_alone(smollm2_dir, prompts, NUM_OUTPUT_TOKENS)
 
 
 @pytest.mark.long
@@ -77,13 +39,12 @@ def test_every_prompt_gets_the_tokens_of_generate(
 ):
     if preempts:  # outputs believed to be short: too many sequences are admitted
         monkeypatch.setattr("engine.planning.lengths.PRIOR_TOKENS", 4)
-    outputs, stats = _run(smollm2_dir, prompts, kv_tokens)
+    config = EngineConfig(
+        str(smollm2_dir), kv_memory_bytes=kv_tokens * KV_BYTES_PER_TOKEN, max_batch_tokens=512
+    )
+    outputs, stats = run_together(config, prompts, NUM_OUTPUT_TOKENS)
     assert (stats.preemptions > 0) == preempts
-    different = [i for i in range(len(prompts)) if outputs[i] != expected[i]]
-    if different:
-        model = AutoModelForCausalLM.from_pretrained(smollm2_dir, dtype=torch.float32)
-        for index in different:
-            assert _is_near_tie(model, prompts[index], outputs[index], expected[index]), prompts[index]
+    assert_same_but_for_ties(smollm2_dir, prompts, outputs, expected)
 
 
 @pytest.mark.long

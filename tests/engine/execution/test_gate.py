@@ -8,7 +8,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from engine.errors import ModelRefused
 from engine.execution.gate import LayerFacts, check_config, check_model, probe_layers
-from tests.models import tiny_config
+from engine.execution.packed_linear import pack_linear_layers
+from tests.models import REFUSED, tiny_config
 
 
 def build(config: Any) -> PreTrainedModel:
@@ -38,51 +39,28 @@ def test_windows_of_mixed_layers_are_reported() -> None:
     assert [layer.window for layer in gate(config)] == [None, 5, 5]
 
 
-@pytest.mark.parametrize(
-    ("rope", "reason"),
-    [
-        ({"rope_type": "dynamic", "factor": 4.0, "rope_theta": 10000.0}, "type dynamic"),
-        (
-            {
-                "rope_type": "longrope",
-                "rope_theta": 10000.0,
-                "short_factor": [1.0] * 4,
-                "long_factor": [4.0] * 4,
-                "original_max_position_embeddings": 128,
-            },
-            "type longrope",
-        ),
-    ],
-)
-def test_batch_dependent_rotary_frequencies_are_refused(rope: dict[str, Any], reason: str) -> None:
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_would_compute_something_else_is_refused_with_the_reason(name: str) -> None:
+    model_type, overrides, reason = REFUSED[name]
     with pytest.raises(ModelRefused, match=reason):
-        gate(tiny_config("llama", rope_parameters=rope))
+        gate(tiny_config(model_type, **overrides))
 
 
 def test_the_probe_alone_finds_batch_dependent_frequencies() -> None:
-    rope = {
-        "rope_type": "longrope",
-        "rope_theta": 10000.0,
-        "short_factor": [1.0] * 4,
-        "long_factor": [4.0] * 4,
-        "original_max_position_embeddings": 128,
-    }
-    config = tiny_config("phi3", rope_parameters=rope, original_max_position_embeddings=128)
+    model_type, overrides, _ = REFUSED["phi3, longrope"]
     with pytest.raises(ModelRefused, match="packed together"):
-        probe_layers(build(config))
+        probe_layers(build(tiny_config(model_type, **overrides)))
 
 
-@pytest.mark.parametrize(
-    ("config", "reason"),
-    [
-        (lambda: tiny_config("bloom", n_head=6, n_layer=3), "attention interface"),
-        (lambda: tiny_config("falcon", alibi=False, new_decoder_architecture=False), "attention interface"),
-        (lambda: tiny_config("llama4_text", head_dim=8, num_local_experts=2), "chunked_attention"),
-        (lambda: tiny_config("qwen3_next", head_dim=8, num_experts=4), "linear_attention"),
-        (lambda: tiny_config("lfm2", layer_types=["conv", "conv", "full_attention"]), "conv"),
-        (lambda: tiny_config("t5"), "encoder-decoder"),
-    ],
-)
-def test_other_architectures_are_refused_with_the_reason(config: Any, reason: str) -> None:
-    with pytest.raises(ModelRefused, match=reason):
-        gate(config())
+def test_a_window_in_the_config_alone_changes_nothing() -> None:
+    """phimoe's own mask knows the window; a stray one in a Llama's config does nothing, one as long as
+    the context neither."""
+    assert [layer.window for layer in gate(tiny_config("llama", sliding_window=16))] == [None] * 3
+    experts = {"num_local_experts": 4, "num_experts_per_tok": 2}
+    gate(tiny_config("phimoe", sliding_window=512, **experts))
+
+
+def test_a_router_may_be_asked_for_the_type_of_its_weight() -> None:
+    model = build(tiny_config("hunyuan_v1_moe", head_dim=8, num_experts=4, moe_topk=2))
+    pack_linear_layers(model)
+    assert len(probe_layers(model)) == 3
