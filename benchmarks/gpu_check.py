@@ -166,7 +166,14 @@ def check_tokens(model: str, device: torch.device, small: bool) -> Result:
 
 
 def _interpreted(pool: KVPool, page_size: int, loaded: LoadedModel) -> TritonBackend:
-    return TritonBackend(pool, page_size, loaded.windows, loaded.num_query_heads, num_programs(loaded.device))
+    return TritonBackend(
+        pool,
+        page_size,
+        loaded.windows,
+        loaded.num_query_heads,
+        num_programs(loaded.device),
+        has_sinks=loaded.has_sinks,
+    )
 
 
 def _run(engine: Engine, small: bool) -> dict[int, list[int]]:

@@ -87,7 +87,9 @@ def triton_attention(pool: KVPool, page_size: int, loaded: LoadedModel) -> Atten
     from engine.attention.triton_backend import TritonBackend  # a CPU needs no Triton
 
     num_programs = torch.cuda.get_device_properties(loaded.device).multi_processor_count
-    return TritonBackend(pool, page_size, loaded.windows, loaded.num_query_heads, num_programs)
+    return TritonBackend(
+        pool, page_size, loaded.windows, loaded.num_query_heads, num_programs, loaded.has_sinks
+    )
 
 
 def make_runner(

@@ -106,6 +106,11 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "qwen3_moe": ("qwen3_moe", {"head_dim": 8, "moe_intermediate_size": 32, **_EXPERTS}),
     "mixtral": ("mixtral", _EXPERTS),
+    "gemma2, soft cap": (
+        "gemma2",
+        {"head_dim": 8, "query_pre_attn_scalar": 8, "sliding_window": 16, "attn_logit_softcapping": 2.0},
+    ),
+    "gpt_oss, sinks": ("gpt_oss", {"head_dim": 8, "sliding_window": 16, **_EXPERTS}),
 }
 
 _LONGROPE = {

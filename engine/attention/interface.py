@@ -18,11 +18,19 @@ class AttentionStep(Protocol):
     """The attention of one step: planned once, called once by each layer."""
 
     def attend(
-        self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float
+        self,
+        layer: int,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        scaling: float,
+        soft_cap: float | None = None,
+        sinks: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Store the step's keys and values, then attend.
 
-        query [T, Hq, D]; key and value [T, Hkv, D]; returns [T, Hq, D].
+        query [T, Hq, D]; key and value [T, Hkv, D]; returns [T, Hq, D]. soft_cap: scores become
+        soft_cap * tanh(score / soft_cap). sinks [Hq]: a score per head that carries no value.
         """
 
 
@@ -37,14 +45,12 @@ def attention_forward(
 ) -> tuple[torch.Tensor, None]:
     """The attention function of transformers' interface: q [1, Hq, T, D], k and v [1, Hkv, T, D]
     to [1, T, Hq, D]. Windows are the layer's own and already part of the step's plan."""
-    for unsupported in ("softcap", "s_aux"):
-        if kwargs.get(unsupported) is not None:
-            raise ValueError(f"attention argument {unsupported!r} is not supported")
     step: AttentionStep = kwargs[STEP_KWARG]
     layer = module.layer_idx
     assert isinstance(layer, int), f"layer_idx of {type(module).__name__} is {layer!r}"
     rows, row_keys, row_values = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
-    return step.attend(layer, rows, row_keys, row_values, scaling).unsqueeze(0), None
+    soft_cap, sinks = kwargs.get("softcap"), kwargs.get("s_aux")
+    return step.attend(layer, rows, row_keys, row_values, scaling, soft_cap, sinks).unsqueeze(0), None
 
 
 def register() -> None:

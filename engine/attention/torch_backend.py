@@ -11,18 +11,21 @@ A step's work list becomes three kinds of calls, in this order:
 Every row starts in `fresh` or `tails`, so its output is written once and then only merged into.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from engine.attention.kv_pool import KVPool
+from engine.attention.plain import add_sinks, plain_attention
 from engine.attention.work_list import WorkList, build_work_list
 from engine.scheduling.batch import StepBatch
 
 Ints = NDArray[np.int64]
+Kernel = Callable[..., tuple[torch.Tensor, torch.Tensor]]  # with the arguments of `_flash`
 
 # Tails in one call: padding to the longest may waste at most a quarter, and the gathered copy should
 # stay in cache: 64 tails of 80 tokens (3 heads of 64, fp32) took 1.4 ms in calls of 16 and 2.1 ms in one.
@@ -94,8 +97,18 @@ class TorchStep:
         self._calls = calls
 
     def attend(
-        self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float
+        self,
+        layer: int,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        scaling: float,
+        soft_cap: float | None = None,
+        sinks: torch.Tensor | None = None,
     ) -> torch.Tensor:
+        # The fused kernel knows no soft cap, and wants keys and values of one size.
+        is_plain = soft_cap is not None or key.shape[-1] != value.shape[-1]
+        kernel: Kernel = partial(plain_attention, soft_cap=soft_cap) if is_plain else _flash
         self._pool.write(layer, self._slots, key, value)
         keys, values = self._pool.keys[layer], self._pool.values[layer]
         num_rows, num_heads, _ = query.shape
@@ -103,11 +116,13 @@ class TorchStep:
         lse = torch.empty(num_rows, num_heads, dtype=torch.float32)
         calls = self._calls[layer]
         for fresh in calls.fresh:
-            _run_fresh(fresh, query, key, value, scaling, output, lse)
+            _run_fresh(kernel, fresh, query, key, value, scaling, output, lse)
         for tails in calls.tails:
-            _run_tails(tails, query, keys, values, scaling, output, lse)
+            _run_tails(kernel, tails, query, keys, values, scaling, output, lse)
         for item in calls.ranges:
-            _run_range(item, query, keys, values, scaling, output, lse)
+            _run_range(kernel, item, query, keys, values, scaling, output, lse)
+        if sinks is not None:  # once, when a row's log-sum-exp is whole
+            add_sinks(output, lse, sinks)
         return output
 
 
@@ -129,6 +144,7 @@ def _flash(
 
 
 def _run_fresh(
+    kernel: Kernel,
     call: _Fresh,
     query: torch.Tensor,
     key: torch.Tensor,
@@ -142,7 +158,7 @@ def _run_fresh(
     def spans(tensor: torch.Tensor) -> torch.Tensor:  # [rows, H, D] -> [count, H, length, D], in place
         return tensor[rows].view(call.count, call.length, *tensor.shape[1:]).transpose(1, 2)
 
-    partial, partial_lse = _flash(
+    partial, partial_lse = kernel(
         spans(query), spans(key), spans(value), scaling, causal=call.mask is None, mask=call.mask
     )
     spans(output).copy_(partial)
@@ -150,6 +166,7 @@ def _run_fresh(
 
 
 def _run_tails(
+    kernel: Kernel,
     call: _Tails,
     query: torch.Tensor,
     keys: torch.Tensor,
@@ -165,12 +182,13 @@ def _run_tails(
 
     # The query heads of one KV head become the rows of one small matrix.
     grouped = query.index_select(0, call.rows).view(num_tails, num_kv_heads, -1, head_dim)
-    partial, partial_lse = _flash(grouped, gather(keys), gather(values), scaling, mask=call.mask)
+    partial, partial_lse = kernel(grouped, gather(keys), gather(values), scaling, mask=call.mask)
     output.index_copy_(0, call.rows, partial.flatten(1, 2))
     lse.index_copy_(0, call.rows, partial_lse.flatten(1, 2))
 
 
 def _run_range(
+    kernel: Kernel,
     call: _Range,
     query: torch.Tensor,
     keys: torch.Tensor,
@@ -197,7 +215,7 @@ def _run_range(
     mask = None if call.mask is None else call.mask.repeat(group, 1)[None, None]
     partial, partial_lse = map(
         unstacked,
-        _flash(stacked, heads_first(keys[call.slots]), heads_first(values[call.slots]), scaling, mask=mask),
+        kernel(stacked, heads_first(keys[call.slots]), heads_first(values[call.slots]), scaling, mask=mask),
     )
     if call.blind is not None:  # the kernel says lse = 0 where a row sees nothing
         partial_lse = partial_lse.masked_fill(call.blind[:, None, None], -torch.inf)

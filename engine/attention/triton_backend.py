@@ -22,6 +22,7 @@ class _Kind:
 
     limits: TileLimits
     window: int | None
+    has_sinks: bool
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -38,7 +39,8 @@ class _DeviceTiles:
 class TritonBackend:
     """Plans steps over one KV pool.
 
-    windows, num_query_heads: for each layer its sliding window (None for full attention) and query heads.
+    windows, num_query_heads, has_sinks: for each layer its sliding window (None for full attention), its
+        query heads, and whether it has attention sinks (None: no layer has).
     num_programs: attention programs the card runs at a time (one per multiprocessor).
     """
 
@@ -49,16 +51,24 @@ class TritonBackend:
         windows: Sequence[int | None],
         num_query_heads: Sequence[int],
         num_programs: int,
+        has_sinks: Sequence[bool] | None = None,
     ) -> None:
         self._pool = pool
         self._page_size = page_size
         self._num_programs = num_programs
-        layers = zip(pool.keys, windows, num_query_heads, strict=True)
-        self._kinds = [self._kind(keys, window, num_heads) for keys, window, num_heads in layers]
+        has_sinks = has_sinks or [False] * len(windows)
+        layers = zip(pool.keys, windows, num_query_heads, has_sinks, strict=True)
+        self._kinds = [self._kind(*layer) for layer in layers]
 
     def plan(self, batch: StepBatch) -> "TritonStep":
         plans = {
-            kind: plan_tiles(batch, build_work_list(batch, kind.window), kind.limits, window=kind.window)
+            kind: plan_tiles(
+                batch,
+                build_work_list(batch, kind.window),
+                kind.limits,
+                window=kind.window,
+                sinks=kind.has_sinks,
+            )
             for kind in set(self._kinds)
         }
         columns = [batch.positions, batch.slots, batch.page_ids]
@@ -71,11 +81,11 @@ class TritonBackend:
         }
         return TritonStep(self._pool, self._page_size, positions, slots, page_ids, self._kinds, tiles)
 
-    def _kind(self, keys: torch.Tensor, window: int | None, num_heads: int) -> _Kind:
+    def _kind(self, keys: torch.Tensor, window: int | None, num_heads: int, has_sinks: bool) -> _Kind:
         num_kv_heads, head_dim = keys.shape[1:]
         wide, block_kv = tile_shape(head_dim, keys.element_size())
         limits = TileLimits(num_heads // num_kv_heads, num_kv_heads, wide, block_kv, self._num_programs)
-        return _Kind(limits, window)
+        return _Kind(limits, window, has_sinks)
 
 
 class TritonStep:
@@ -98,11 +108,19 @@ class TritonStep:
         self._tiles = tiles
 
     def attend(
-        self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float
+        self,
+        layer: int,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        scaling: float,
+        soft_cap: float | None = None,
+        sinks: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Three launches, none of which waits for the host."""
         keys, values = self._pool.keys[layer], self._pool.values[layer]
         kind = self._kinds[layer]
+        assert kind.has_sinks == (sinks is not None), f"layer {layer}: sinks {sinks}, planned {kind}"
         tiles = self._tiles[kind]
         num_rows, num_heads, _ = query.shape
         value_dim = values.shape[2]
@@ -122,10 +140,11 @@ class TritonStep:
             partial_lse,
             page_size=self._page_size,
             scaling=scaling,
+            soft_cap=soft_cap,
             window=kind.window,
         )
         if len(tiles.merge_rows):
             merge_states(
-                partial, partial_lse, tiles.merge_rows, tiles.merge_starts, tiles.merge_parts, output
+                partial, partial_lse, tiles.merge_rows, tiles.merge_starts, tiles.merge_parts, output, sinks
             )
         return output

@@ -76,10 +76,17 @@ class _TimedStep:
     step: AttentionStep
 
     def attend(
-        self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float
+        self,
+        layer: int,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        scaling: float,
+        soft_cap: float | None = None,
+        sinks: torch.Tensor | None = None,
     ) -> torch.Tensor:
         started = time.perf_counter()
-        output = self.step.attend(layer, query, key, value, scaling)
+        output = self.step.attend(layer, query, key, value, scaling, soft_cap, sinks)
         self.watch.seconds += time.perf_counter() - started
         return output
 

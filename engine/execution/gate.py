@@ -41,6 +41,7 @@ class LayerFacts:
     key_dim: int
     value_dim: int
     window: int | None
+    has_sinks: bool = False
 
 
 def check_config(config: PreTrainedConfig) -> None:
@@ -202,16 +203,30 @@ class _Probe:
         return logits.float()
 
     def attend(
-        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float, window: int | None
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        scaling: float,
+        window: int | None,
+        soft_cap: float | None,
+        sinks: torch.Tensor | None,
     ) -> torch.Tensor:
-        """Attention, spelled out: query [1, Hq, T, D], key and value [1, Hkv, T, D] to [1, T, Hq, D]."""
+        """Attention, spelled out: query [1, Hq, T, D], key and value [1, Hkv, T, D], sinks [Hq] to
+        [1, T, Hq, D]."""
         group_size = query.shape[1] // key.shape[1]
         distance = self.positions[:, None] - self.positions[None, :]
         seen = (self.prompts[:, None] == self.prompts[None, :]) & (distance >= 0)
         if window is not None:
             seen &= distance < window
         scores = query @ key.repeat_interleave(group_size, dim=1).transpose(2, 3) * scaling
-        weights = scores.float().masked_fill(~seen, -torch.inf).softmax(dim=-1).to(value.dtype)
+        if soft_cap is not None:
+            scores = soft_cap * torch.tanh(scores / soft_cap)
+        scores = scores.float().masked_fill(~seen, -torch.inf)
+        if sinks is not None:
+            column = sinks.float().view(1, -1, 1, 1).expand(*scores.shape[:3], 1)
+            scores = torch.cat([scores, column], dim=-1)
+        weights = scores.softmax(dim=-1)[..., : key.shape[2]].to(value.dtype)
         return (weights @ value.repeat_interleave(group_size, dim=1)).transpose(1, 2).contiguous()
 
 
@@ -238,15 +253,15 @@ def _probe_forward(
         raise ModelRefused(f"{name} builds an attention mask of its own.")
     if getattr(module, "is_causal", True) is False:
         raise ModelRefused(f"{name} lets tokens see later ones, as encoders do; only decoders can run here.")
-    for argument in ("softcap", "s_aux"):
-        if kwargs.get(argument) is not None:
-            raise ModelRefused(f"{name} uses {argument}, which is not supported.")
     if _PROBE_KWARG not in kwargs:
         raise ModelRefused(f"{name} is not given the keyword arguments of the model's call.")
     probe: _Probe = kwargs[_PROBE_KWARG]
-    facts = LayerFacts(query.shape[1], key.shape[1], key.shape[3], value.shape[3], sliding_window)
+    soft_cap, sinks = kwargs.get("softcap"), kwargs.get("s_aux")
+    facts = LayerFacts(
+        query.shape[1], key.shape[1], key.shape[3], value.shape[3], sliding_window, sinks is not None
+    )
     probe.calls.setdefault(module.layer_idx, []).append(facts)  # type: ignore[arg-type]
-    return probe.attend(query, key, value, scaling, sliding_window), None
+    return probe.attend(query, key, value, scaling, sliding_window, soft_cap, sinks), None
 
 
 def _line(error: Exception) -> str:

@@ -34,6 +34,7 @@ class LoadedModel:
     kv_shapes: tuple[KVShape, ...]
     windows: tuple[int | None, ...]
     num_query_heads: tuple[int, ...]
+    has_sinks: tuple[bool, ...]
     max_context: int
     vocab_size: int
     device: torch.device
@@ -68,6 +69,7 @@ def load_model(path: Path, device: torch.device, dtype: torch.dtype) -> LoadedMo
         kv_shapes=tuple(KVShape(layer.num_kv_heads, layer.key_dim, layer.value_dim) for layer in layers),
         windows=tuple(layer.window for layer in layers),
         num_query_heads=tuple(layer.num_query_heads for layer in layers),
+        has_sinks=tuple(layer.has_sinks for layer in layers),
         max_context=text_config.max_position_embeddings,
         vocab_size=text_config.vocab_size,
         device=device,

@@ -19,7 +19,9 @@ GREEDY = SamplingParams(max_tokens=6, temperature=0)
 
 
 def _triton_attention(pool, page_size, loaded):
-    return TritonBackend(pool, page_size, loaded.windows, loaded.num_query_heads, num_programs=500)
+    return TritonBackend(
+        pool, page_size, loaded.windows, loaded.num_query_heads, num_programs=500, has_sinks=loaded.has_sinks
+    )
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,15 @@ from tests.engine.attention.forests import random_step
 
 
 def _run(
-    seed: int, *, page_size: int, scattered: bool, heads: tuple[int, int], head_dim: int, window: int | None
+    seed: int,
+    *,
+    page_size: int,
+    scattered: bool,
+    heads: tuple[int, int],
+    head_dim: int,
+    window: int | None,
+    soft_cap: float | None = None,
+    with_sinks: bool = False,
 ):
     step = random_step(seed, page_size=page_size, scattered=scattered)
     num_kv_heads, num_heads = heads
@@ -29,9 +37,10 @@ def _run(
     query = torch.randn(num_rows, num_heads, head_dim, generator=generator)
     key, value = torch.randn(2, num_rows, num_kv_heads, head_dim, generator=generator)
     planned = TorchBackend(pool, page_size, [window, window]).plan(step.batch)
-    output = planned.attend(1, query, key, value, head_dim**-0.5)
+    sinks = torch.randn(num_heads, generator=generator) if with_sinks else None
+    output = planned.attend(1, query, key, value, head_dim**-0.5, soft_cap, sinks)
     expected = reference_attention(
-        query, pool.keys[1], pool.values[1], step.visible_slots(window), head_dim**-0.5
+        query, pool.keys[1], pool.values[1], step.visible_slots(window), head_dim**-0.5, soft_cap, sinks
     )
     return output, expected
 
@@ -43,6 +52,25 @@ def _run(
 def test_every_row_equals_dense_attention_over_its_own_history(seed, page_size, group, scattered, window):
     result = _run(
         seed, page_size=page_size, scattered=scattered, heads=(2, 2 * group), head_dim=16, window=window
+    )
+    if result is not None:
+        torch.testing.assert_close(*result, rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize(("soft_cap", "with_sinks"), [(None, True), (0.7, False), (0.7, True)])
+@pytest.mark.parametrize("window", [None, 7])
+@given(seed=st.integers(0, 2**32), group=st.sampled_from([1, 3]))
+@settings(max_examples=15, deadline=None)
+def test_soft_caps_and_sinks(seed, group, window, soft_cap, with_sinks):
+    result = _run(
+        seed,
+        page_size=4,
+        scattered=True,
+        heads=(2, 2 * group),
+        head_dim=16,
+        window=window,
+        soft_cap=soft_cap,
+        with_sinks=with_sinks,
     )
     if result is not None:
         torch.testing.assert_close(*result, rtol=2e-5, atol=2e-5)

@@ -11,9 +11,11 @@ from kernels.reference import reference_attention
 from tests.engine.attention.forests import random_step
 
 PAGE_SIZE, HEAD_DIM = 8, 16
-# One window for each layer, other head counts in the last.
+# One window for each layer, other head counts in the last; soft cap and sinks in some.
 WINDOWS = [None, 9, None]
 HEADS = [(1, 3), (1, 3), (2, 2)]
+SOFT_CAPS = [None, 0.7, None]
+HAS_SINKS = [False, True, True]
 
 
 def _pool(step: Step, seed: int) -> KVPool:
@@ -34,11 +36,15 @@ def test_every_layer_equals_dense_attention_and_the_torch_backend(seed):
         torch.manual_seed(seed)
         query = torch.randn(step.batch.num_tokens, HEADS[layer][1], HEAD_DIM)
         key, value = torch.randn(2, step.batch.num_tokens, HEADS[layer][0], HEAD_DIM)
-        planned = TritonBackend(pool, PAGE_SIZE, WINDOWS, num_heads, num_programs=1000).plan(step.batch)
-        output = planned.attend(layer, query, key, value, 0.3)
+        planned = TritonBackend(
+            pool, PAGE_SIZE, WINDOWS, num_heads, num_programs=1000, has_sinks=HAS_SINKS
+        ).plan(step.batch)
+        soft_cap, sinks = SOFT_CAPS[layer], torch.randn(HEADS[layer][1]) if HAS_SINKS[layer] else None
+        arguments = (layer, query, key, value, 0.3, soft_cap, sinks)
+        output = planned.attend(*arguments)
 
         keys, values = pool.keys[layer], pool.values[layer]
-        dense = reference_attention(query, keys, values, step.visible_slots(window), 0.3)
+        dense = reference_attention(query, keys, values, step.visible_slots(window), 0.3, soft_cap, sinks)
         torch.testing.assert_close(output, dense, rtol=1e-5, atol=1e-5)
         other = TorchBackend(pool, PAGE_SIZE, WINDOWS).plan(step.batch)
-        torch.testing.assert_close(output, other.attend(layer, query, key, value, 0.3), rtol=2e-5, atol=2e-5)
+        torch.testing.assert_close(output, other.attend(*arguments), rtol=2e-5, atol=2e-5)

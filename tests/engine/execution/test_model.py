@@ -17,7 +17,14 @@ class CausalStep:
     """An attention step for one prompt: full causal attention by torch's own function."""
 
     def attend(
-        self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float
+        self,
+        layer: int,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        scaling: float,
+        soft_cap: float | None,
+        sinks: torch.Tensor | None,
     ) -> torch.Tensor:
         heads = [rows.transpose(0, 1)[None] for rows in (query, key, value)]
         output = torch.nn.functional.scaled_dot_product_attention(
