@@ -17,7 +17,9 @@ from app.api.authentication import Authentication
 from app.api.deps import Service
 from app.api.description import ERRORS, DescribedApi
 from app.api.errors import install_error_handlers
+from app.api.guards import DEFAULT_PACE, BodyPace, RequestGuard
 from app.api.middleware import RequestEnvelope, is_loopback
+from app.api.protocol import BoundedHttp
 from app.db.keys import any_keys
 from app.db.models import ApiKey
 from app.db.session import Database
@@ -28,7 +30,9 @@ from app.storage import Storage
 GRACE_SECONDS = 10
 
 
-def create_app(settings: Settings, database: Database, storage: Storage) -> FastAPI:
+def create_app(
+    settings: Settings, database: Database, storage: Storage, body_pace: BodyPace = DEFAULT_PACE
+) -> FastAPI:
     """The HTTP side of the service, on a database whose schema someone else keeps."""
     app = DescribedApi(
         title="BatchLLM",
@@ -42,6 +46,7 @@ def create_app(settings: Settings, database: Database, storage: Storage) -> Fast
         app.include_router(module.router, responses=ERRORS)
     install_error_handlers(app)
     app.add_middleware(Authentication, database=database, on_loopback=is_loopback(settings.host))
+    app.add_middleware(RequestGuard, pace=body_pace)
     app.add_middleware(RequestEnvelope)  # added last: outermost
     return app
 
@@ -100,6 +105,8 @@ def check_keys(settings: Settings, database: Database) -> None:
 def make_server(app: FastAPI) -> uvicorn.Server:
     config = uvicorn.Config(
         app,
+        http=BoundedHttp,
+        ws="none",
         access_log=False,
         log_level="warning",
         server_header=False,

@@ -15,6 +15,7 @@ from app.api.errors import conflict, not_found
 from app.api.idempotency import IdempotencyKey, request_key, unused_key
 from app.api.incoming import (
     FILE_FIELD,
+    FORM_OVERHEAD_BYTES,
     TEXT_FIELDS,
     HashedSink,
     IncomingFields,
@@ -64,7 +65,7 @@ async def create_file(
         content = HashedSink(blob)
         incoming = IncomingFile(content, max_bytes=max_bytes, max_line_bytes=service.settings.max_line_bytes)
         form = FormParser(boundary, incoming, file_field=FILE_FIELD, text_fields=TEXT_FIELDS)
-        await receive_form(request, form)
+        await receive_form(request, form, max_bytes=max_bytes + FORM_OVERHEAD_BYTES)
         fields = incoming.finish()
         key = request_key(idempotency_key, "files", [*astuple(fields), content.hexdigest()])
         return await run_in_threadpool(_save, service, fields, blob, key)

@@ -9,7 +9,7 @@ from python_multipart.multipart import parse_options_header
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 
-from app.api.errors import ApiError, invalid_value, missing_parameter, unknown_parameter
+from app.api.errors import ApiError, invalid_value, missing_parameter, too_large, unknown_parameter
 
 # Parsing and writing a block happens in a thread: large enough that the hand-over is cheap.
 BLOCK_BYTES = 1 << 20
@@ -127,13 +127,20 @@ def form_boundary(request: Request) -> bytes:
     return options[b"boundary"]
 
 
-async def receive_form(request: Request, parser: FormParser) -> None:
-    """Read the body to its end through `parser`, in threads: the disk never holds up the event loop."""
+async def receive_form(request: Request, parser: FormParser, *, max_bytes: int) -> None:
+    """Read the body to its end through `parser`, in threads: the disk never holds up the event loop.
+
+    Raises `ApiError` 413 where it is longer than `max_bytes`, and what the parser raises.
+    """
     block = bytearray()
+    num_bytes = 0
     async for chunk in request.stream():
         block += chunk
-        if len(block) >= BLOCK_BYTES:
+        num_bytes += len(chunk)
+        if len(block) >= BLOCK_BYTES or num_bytes > max_bytes:
             await run_in_threadpool(parser.feed, bytes(block))
             block.clear()
+        if num_bytes > max_bytes:  # what lies around the file would else be bounded by nothing
+            raise too_large(f"The form is larger than {max_bytes} bytes.")
     await run_in_threadpool(parser.feed, bytes(block))
     parser.finish()

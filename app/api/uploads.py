@@ -15,6 +15,7 @@ from app.api.description import form_schema, json_schema
 from app.api.errors import ApiError, invalid_value, not_found, unsupported_value
 from app.api.idempotency import IdempotencyKey, request_key, unused_key
 from app.api.incoming import (
+    FORM_OVERHEAD_BYTES,
     PART_FIELD,
     FirstLine,
     IncomingPart,
@@ -81,7 +82,7 @@ async def create_part(request: Request, service: ServiceDep, upload_id: str) -> 
         form = FormParser(
             boundary, IncomingPart(blob, max_bytes=max_bytes), file_field=PART_FIELD, text_fields=()
         )
-        await receive_form(request, form)
+        await receive_form(request, form, max_bytes=max_bytes + FORM_OVERHEAD_BYTES)
         return await run_in_threadpool(_save_part, service, upload_id, blob)
 
 

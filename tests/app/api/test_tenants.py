@@ -174,6 +174,35 @@ def test_to_the_other_tenant_nothing_of_it_is_there(tenants: Tenants, data: st.D
     assert tenants.state_of_alice() == before
 
 
+# Good bodies for the routes that read one: what is refused below is then the id.
+GOOD_BODIES: dict[str, dict[str, Any]] = {
+    "/v1/uploads/{upload_id}/parts": {"files": {"data": ("upload", b"{}")}},
+    "/v1/uploads/{upload_id}/complete": {"json": {"part_ids": []}},
+}
+
+
+def test_every_route_answers_a_foreign_id_like_a_missing_one(tenants: Tenants) -> None:
+    """All routes of the description that take an id, each with every id of Alice's: 404, the same body."""
+    document = tenants.server.http("GET", "/openapi.json").json()
+    before = tenants.state_of_alice()
+    num_routes = 0
+    for path, methods in document["paths"].items():
+        for method in methods:
+            if "{" not in path or "models" in path:
+                continue
+            num_routes += 1
+            for hers in tenants.ids:
+                told_of = []
+                for object_id in (hers, twin(hers)):
+                    url = re.sub(r"\{[^}]*\}", object_id, path)
+                    answer = tenants.send(tenants.bob, method.upper(), url, **GOOD_BODIES.get(path, {}))
+                    assert answer.status_code == 404, (method, path, answer.text)
+                    told_of.append(answer.text.replace(object_id, "ID"))
+                assert told_of[0] == told_of[1]
+    assert num_routes >= 13
+    assert tenants.state_of_alice() == before
+
+
 def test_the_owner_herself_sees_all_of_it(tenants: Tenants) -> None:
     """Else the property above would say nothing."""
     listed = {file.id for file in tenants.alice.files.list()}
