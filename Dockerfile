@@ -12,6 +12,8 @@ COPY migrations migrations
 RUN /opt/batchllm/bin/pip install --no-cache-dir ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} .
 
 FROM python:3.12-slim
+# Attention on a CPU is compiled for the processor it runs on; Triton compiles its launchers.
+RUN apt-get update && apt-get install -y --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/*
 COPY --from=build /opt/batchllm /opt/batchllm
 ENV PATH=/opt/batchllm/bin:$PATH \
     BATCHLLM_DATA_DIR=/data \

@@ -25,6 +25,7 @@ def engine_from_settings(settings: Settings) -> "Engine":
         kv_memory_bytes=settings.kv_memory,
         max_batch_tokens=settings.max_batch_tokens,
         num_threads=settings.threads,
+        cache_dir=str(settings.cache_dir),
     )
     try:
         return build_engine(config)

@@ -28,7 +28,7 @@ import torch
 
 from benchmarks.bench_run import DEFAULT_MODEL
 from engine.attention.kv_pool import kv_bytes_per_token
-from engine.build import make_runner, torch_attention
+from engine.build import cpu_attention, make_runner
 from engine.engine import RunStep
 from engine.execution.model import load_model
 from engine.memory.pages import PagePool
@@ -135,7 +135,7 @@ def main() -> None:
     pull = [sys.executable, "-m", "app.cli", "pull", args.model]
     model_dir = Path(subprocess.run(pull, check=True, stdout=subprocess.PIPE, text=True).stdout.strip())
     loaded = load_model(model_dir, torch.device("cpu"), torch.float32)
-    runner = make_runner(loaded, torch_attention, NUM_PAGES, PAGE_SIZE)
+    runner = make_runner(loaded, cpu_attention, NUM_PAGES, PAGE_SIZE)
     requests, lengths = make_job(seed=0)
     results: dict[str, Any] = {}
     run(requests, lengths, runner.run, VARIANTS["full"])  # warms up

@@ -3,14 +3,15 @@
 import math
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import psutil
 import torch
 
 from engine.attention.backend import AttentionBackend
+from engine.attention.cpu import cpu_backend
 from engine.attention.kv_pool import KVPool, kv_bytes_per_token
-from engine.attention.torch_backend import TorchBackend
 from engine.config import EngineConfig
 from engine.engine import Engine
 from engine.errors import EngineConfigError, ModelRefused
@@ -42,7 +43,9 @@ def build_engine(config: EngineConfig) -> Engine:
     device = _device(config.device)
     dtype = config.dtype or ("float32" if device.type == "cpu" else "bfloat16")
     loaded = load_model(Path(config.model_path), device, getattr(torch, dtype))
-    make_attention = torch_attention if device.type == "cpu" else triton_attention
+    cache_dir = None if config.cache_dir is None else Path(config.cache_dir)
+    on_cpu = partial(cpu_attention, cache_dir=cache_dir)
+    make_attention = on_cpu if device.type == "cpu" else triton_attention
     return assemble_engine(config, loaded, make_attention, started)
 
 
@@ -79,8 +82,10 @@ def assemble_engine(
     )
 
 
-def torch_attention(pool: KVPool, page_size: int, loaded: LoadedModel) -> AttentionBackend:
-    return TorchBackend(pool, page_size, loaded.windows)
+def cpu_attention(
+    pool: KVPool, page_size: int, loaded: LoadedModel, cache_dir: Path | None = None
+) -> AttentionBackend:
+    return cpu_backend(pool, page_size, loaded.windows, loaded.num_query_heads, cache_dir)
 
 
 def triton_attention(pool: KVPool, page_size: int, loaded: LoadedModel) -> AttentionBackend:

@@ -15,6 +15,7 @@ class EngineConfig:
     max_batch_tokens: most rows computed in one step.
     page_size: KV slots in a page.
     num_threads: CPU threads for tensor operations; None leaves torch's own choice.
+    cache_dir: where compiled kernels are kept; None is the default cache directory.
     """
 
     model_path: str
@@ -24,3 +25,4 @@ class EngineConfig:
     max_batch_tokens: int = 1024
     page_size: int = 16
     num_threads: int | None = None
+    cache_dir: str | None = None

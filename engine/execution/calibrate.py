@@ -14,9 +14,10 @@ import torch
 from numpy.typing import NDArray
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from engine.attention.backend import AttentionBackend
+from engine.attention.cpu import cpu_backend
 from engine.attention.interface import ATTENTION_NAME, AttentionStep, register
 from engine.attention.kv_pool import KVPool, KVShape
-from engine.attention.torch_backend import TorchBackend
 from engine.cost_model import HardwareProfile, ModelShape, RateCurve, StepWork, shared_work
 from engine.execution.packed_linear import pack_linear_layers
 from engine.execution.runner import Runner
@@ -62,7 +63,7 @@ class _Timing:
 class _Stopwatch:
     """A backend that times the attention it passes on."""
 
-    backend: TorchBackend
+    backend: AttentionBackend
     seconds: float = 0.0
     marks: dict[str, float] = field(default_factory=dict)
 
@@ -138,7 +139,7 @@ def _run_jobs(model: LlamaForCausalLM, shape: ModelShape, num_layers: int) -> It
     cpu = torch.device("cpu")
     kv_shapes = [KVShape(shape.num_kv_heads, shape.head_dim, shape.head_dim)] * num_layers
     pool = KVPool(kv_shapes, num_pages * _PAGE_SIZE, torch.float32, cpu)
-    watch = _Stopwatch(TorchBackend(pool, _PAGE_SIZE, [None] * num_layers))
+    watch = _Stopwatch(cpu_backend(pool, _PAGE_SIZE, [None] * num_layers, [shape.num_heads] * num_layers))
     _mark(watch, "layers", model.model.layers[0], model.model.layers[-1])
     _mark(watch, "head", model.lm_head, model.lm_head)
     runner = Runner(model, watch, cpu)

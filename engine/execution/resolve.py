@@ -1,13 +1,11 @@
 """From the name of a model to a local directory that holds it. Needs no torch, unless it converts."""
 
 import logging
-import os
 import re
 from collections.abc import Callable
 from pathlib import Path
 
-from platformdirs import user_cache_dir
-
+from engine.cache_dir import default_cache_dir
 from engine.errors import ModelNotUsable
 from engine.execution.gguf_file import import_gguf
 from engine.execution.hub import HubFailure, cached_snapshot, fetch_snapshot
@@ -21,12 +19,6 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _PATH_STARTS = ("/", "./", "../", "~", ".")
 
 Report = Callable[[str], None]
-
-
-def default_cache_dir() -> Path:
-    """BATCHLLM_CACHE_DIR, or the user's cache directory of the platform."""
-    return Path(os.environ.get("BATCHLLM_CACHE_DIR") or user_cache_dir("batchllm"))
-
 
 _log = logging.getLogger(__name__)
 

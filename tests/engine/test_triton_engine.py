@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from engine.attention.triton_backend import TritonBackend
-from engine.build import assemble_engine, make_runner, torch_attention
+from engine.build import assemble_engine, cpu_attention, make_runner
 from engine.config import EngineConfig
 from engine.execution.model import load_model
 from engine.execution.peak_memory import fullest_step
@@ -74,7 +74,7 @@ def _run(model, make_attention, num_pages):
 def test_tokens_are_those_of_the_torch_backend(model, monkeypatch):
     # Outputs believed to be short: too many sequences are admitted, and some are preempted.
     monkeypatch.setattr("engine.planning.lengths.PRIOR_TOKENS", 1)
-    expected, _ = _run(model, torch_attention, num_pages=22)
+    expected, _ = _run(model, cpu_attention, num_pages=22)
     outputs, stats = _run(model, _triton_attention, num_pages=22)
     assert outputs == expected
     assert stats.preemptions > 0

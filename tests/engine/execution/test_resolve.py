@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from engine.cache_dir import default_cache_dir
 from engine.errors import ModelNotUsable
 from engine.execution.hub import is_reachable
-from engine.execution.resolve import DEFAULT_MODEL, default_cache_dir, resolve_model
+from engine.execution.resolve import DEFAULT_MODEL, resolve_model
 from tests.engine.execution.hub_server import serve_hub
 from tests.models import save_tiny_model
 
@@ -19,6 +20,7 @@ RESOLVE = """
 import sys
 from engine.errors import ModelNotUsable
 from engine.execution import hub
+from engine.cache_dir import default_cache_dir
 from engine.execution.resolve import resolve_model
 if __name__ == "__main__":
     if len(sys.argv) > 2:
