@@ -22,8 +22,10 @@ from app.db.session import Database
 from app.keeper import Keeper
 from app.lifecycle import TERMINAL, BatchStatus
 from app.openai.endpoints import ENDPOINTS
+from app.outage import OUTAGE, reason
 from app.progress import OnProgress
 from app.settings import DAY_SECONDS, Settings, StartupError
+from app.stopping import signals_raise
 from app.storage import Storage
 from app.worker import Progress, Worker
 from engine.stats import EngineStats
@@ -105,17 +107,25 @@ def run_job(
     """
     started = time.monotonic()
     _check_paths(job)
-    with _work_dir(job, settings):
-        run = _OfflineRun(job, private_settings(job, settings), engine_factory, stop, on_progress)
-        try:
-            run.finish()
-        except BaseException:
-            if not run.may_hold_results:
-                shutil.rmtree(job.work_dir)  # nothing in it is worth another try
-            raise
-        finally:
-            run.close()
-        shutil.rmtree(job.work_dir)
+    try:
+        with _work_dir(job, settings):
+            run = _OfflineRun(job, private_settings(job, settings), engine_factory, stop, on_progress)
+            try:
+                run.finish()
+            except BaseException:
+                if not run.may_hold_results:
+                    shutil.rmtree(job.work_dir)  # nothing in it is worth another try
+                raise
+            finally:
+                run.close()
+            shutil.rmtree(job.work_dir)
+    except (OSError, *OUTAGE) as error:
+        place = getattr(error, "filename", None) or job.work_dir
+        words = getattr(error, "strerror", None) or reason(error)
+        raise StartupError(
+            f"{place} cannot be used ({words}): make room or check permissions, "
+            "and run the same command again."
+        ) from error
     return run.report(time.monotonic() - started)
 
 
@@ -134,13 +144,8 @@ def _check_paths(job: Job) -> None:
 @contextmanager
 def _work_dir(job: Job, settings: Settings) -> Iterator[None]:
     """The job's work directory, made or found again, and held against a second run of the same job."""
-    try:
-        identity = orjson.dumps({"input_sha256": _sha256(job.input), "model": settings.model})
-        job.work_dir.mkdir(exist_ok=True)
-    except OSError as error:
-        raise StartupError(
-            f"{error.filename} cannot be used ({error.strerror}): check its permissions or choose another."
-        ) from error
+    identity = orjson.dumps({"input_sha256": _sha256(job.input), "model": settings.model})
+    job.work_dir.mkdir(exist_ok=True)
     lock = FileLock(job.work_dir / "run.lock")
     try:
         lock.acquire(blocking=False)
@@ -149,7 +154,7 @@ def _work_dir(job: Job, settings: Settings) -> Iterator[None]:
     try:
         note = job.work_dir / "job.json"
         if not note.exists():
-            note.write_bytes(identity)
+            _write_note(job, note, identity)
         elif note.read_bytes() != identity:
             raise StartupError(
                 f"{job.work_dir} holds an unfinished run of another input or model: delete it to start anew, "
@@ -158,6 +163,17 @@ def _work_dir(job: Job, settings: Settings) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def _write_note(job: Job, note: Path, identity: bytes) -> None:
+    """Whole or not at all: half a note would be taken for another job's."""
+    temporary = note.with_suffix(".tmp")
+    try:
+        temporary.write_bytes(identity)
+        temporary.replace(note)
+    except OSError:
+        shutil.rmtree(job.work_dir)
+        raise
 
 
 def _sha256(path: Path) -> str:
@@ -276,7 +292,11 @@ class _OfflineRun:
 
     def _compute(self, batch: Batch) -> Batch:
         started = time.monotonic()
-        engine = self._engine_factory()
+        try:
+            with signals_raise(KeyboardInterrupt):
+                engine = self._engine_factory()
+        except KeyboardInterrupt:
+            self._interrupt()
         self._build_seconds = time.monotonic() - started
         num_before = self._num_done
 

@@ -1,18 +1,15 @@
 """The worker as a process: from settings to a running worker."""
 
 import logging
-import signal
-import sys
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from types import FrameType
+from collections.abc import Callable
 
 from app.batch_engine import BatchEngine
 from app.db.schema import schema_is_current
 from app.db.session import Database
 from app.outage import OUTAGE, Stopped, reason, ride_out
 from app.settings import Settings, StartupError
+from app.stopping import signals_raise
 from app.storage import Storage
 from app.worker import Worker
 
@@ -28,7 +25,7 @@ def run_worker(settings: Settings, engine_factory: Callable[[], BatchEngine], st
 
     def build() -> BatchEngine:
         log.info("Loading %s.", settings.model)
-        with _signals_end_the_process():
+        with signals_raise(SystemExit):
             engine = engine_factory()
         log.info("Ready to run batches.")
         return engine
@@ -55,18 +52,3 @@ def _wait_for_schema(database: Database, stop: threading.Event) -> None:
     while not ride_out(lambda: schema_is_current(database), stop):
         if stop.wait(SCHEMA_POLL_SECONDS):
             raise Stopped
-
-
-@contextmanager
-def _signals_end_the_process() -> Iterator[None]:
-    """While the model loads there is nothing to save: a stop need not wait for it."""
-
-    def end(number: int, frame: FrameType | None) -> None:
-        sys.exit(0)
-
-    handlers = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)

@@ -1,12 +1,14 @@
 """`run` without a service, end to end on a fake engine."""
 
 import errno
+import signal
 import threading
 from pathlib import Path
 from typing import Any
 
 import orjson
 import pytest
+from sqlalchemy.exc import OperationalError
 
 from app.offline import Interrupted, InvalidInput, Job, Report, run_job
 from app.run_command import EXIT_INTERRUPTED, EXIT_INVALID_INPUT, run_and_report
@@ -226,3 +228,42 @@ def test_a_disk_that_fills_up_at_the_end_keeps_the_answers(
     report = run_job(job, settings, pytest.fail, threading.Event(), lambda done, total: None)
     assert report.completed == 1
     assert read(job.output).keys() == {"r0"}
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_does_not_wait_for_the_model(job: Job, settings: Settings, number: signal.Signals) -> None:
+    job.input.write_bytes(input_file([chat("a")]))
+
+    def load() -> FakeEngine:
+        signal.raise_signal(number)
+        pytest.fail("the model was loaded to its end")
+
+    before = signal.signal(number, lambda *_: None)  # as the command line's: it only sets an event
+    try:
+        with pytest.raises(Interrupted):
+            run_job(job, settings, load, threading.Event(), lambda done, total: None)
+    finally:
+        signal.signal(number, before)
+    assert names_in(job.output.parent) == {"in.jsonl"}
+
+
+@pytest.mark.parametrize(
+    "step", ["app.offline.Path.write_bytes", "app.storage.BlobWriter.write", "app.offline.migrate"]
+)
+def test_a_disk_that_is_full_at_the_start_leaves_nothing(
+    job: Job, settings: Settings, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    def full(_: object, data: bytes = b"some") -> None:
+        if not data:
+            return  # takes no space
+        if step == "app.offline.migrate":
+            raise OperationalError("CREATE", None, Exception("database or disk is full"))
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    job.input.write_bytes(input_file([chat("a")]))
+    with monkeypatch.context() as patch:
+        patch.setattr(step, full)
+        with pytest.raises(StartupError, match=r"out\.jsonl\.batchllm cannot be used .*make room"):
+            run(job, settings)
+    assert names_in(job.output.parent) == {"in.jsonl"}
+    assert run(job, settings).completed == 1
