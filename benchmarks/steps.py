@@ -123,6 +123,8 @@ def _batch(nodes: list[Node], page_size: int) -> StepBatch:
         request_ids=none.astype(np.int64),
         temperature=none.astype(np.float32),
         top_p=none.astype(np.float32),
+        top_k=none,
+        min_p=none.astype(np.float32),
         seeds=none.astype(np.uint64),
         num_generated=none,
     )

@@ -60,7 +60,7 @@ class Engine:
         self._scheduler.add(plan, priority=priority)
         self._stats.plan_seconds += time.perf_counter() - started
         self._stats.prompt_tokens += plan.num_prompt_tokens
-        self._watch_stop_strings(plan)
+        self._watch(plan)
         return list(plan.refused)
 
     def drop(self, request_ids: Collection[int]) -> None:
@@ -96,14 +96,14 @@ class Engine:
         stats.peak_kv_bytes = scheduler.peak_pages * self._page_bytes
         return stats
 
-    def _watch_stop_strings(self, plan: Plan) -> None:
+    def _watch(self, plan: Plan) -> None:
         requests: Iterable[Request | None] = (segment.request for segment in plan.segments)
         for request in requests:
-            if request is not None and request.sampling.stop:
-                self._watchers[request.request_id] = StopWatcher(self.tokenizer, request.sampling.stop)
+            if request is not None and (request.sampling.stop or request.sampling.stop_token_ids):
+                self._watchers[request.request_id] = StopWatcher(self.tokenizer, request.sampling)
 
     def _stopped(self, request_ids: NDArray[np.int64], token_ids: NDArray[np.int32]) -> list[int]:
-        """Requests whose text now contains one of their stop strings."""
+        """Requests that a stop string or stop token ends now."""
         if not self._watchers:
             return []
         sampled = zip(request_ids.tolist(), token_ids.tolist(), strict=True)
@@ -113,8 +113,9 @@ class Engine:
     def _complete(self, sequence: RunningSequence) -> Completion:
         request, finish_reason = sequence.request, sequence.finish_reason
         assert finish_reason is not None, f"request {request.request_id} was returned unfinished"
-        text = self.tokenizer.decode(sequence.output_ids)
         watcher = self._watchers.pop(request.request_id, None)
+        ends_by_token = watcher is not None and watcher.ends_by_token(sequence.output_ids)
+        text = self.tokenizer.decode(sequence.output_ids[:-1] if ends_by_token else sequence.output_ids)
         if watcher is not None and (cut := watcher.cut(text)) != text:
             # "length" so far where an open character at the very end hid the stop string from the watcher
             text, finish_reason = cut, FinishReason.STOP

@@ -10,20 +10,42 @@ TokenIds = NDArray[np.int32]
 
 
 class FinishReason(StrEnum):
-    STOP = "stop"  # end-of-sequence token or stop string
+    STOP = "stop"  # end-of-sequence token, stop token or stop string
     LENGTH = "length"  # max_tokens generated
 
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
-    """How one request's tokens are chosen. Values are taken as valid; the edge checks them."""
+    """How one request's tokens are chosen. Values are taken as valid; the edge checks them.
+
+    engine/execution says what each of them does to the logits, and in which order.
+    """
 
     max_tokens: int
     temperature: float = 1.0  # 0 is greedy
     top_p: float = 1.0
+    top_k: int = 0  # 0: all tokens
+    min_p: float = 0.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: tuple[tuple[int, float], ...] = ()  # (token id, what is added to its logit), each id once
     seed: int = 0  # noise depends on (seed, number of tokens generated so far) and nothing else
     stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    min_tokens: int = 0  # before so many nothing ends the output
     ignore_eos: bool = False
+
+    @property
+    def is_special(self) -> bool:
+        """Whether a step must know more of the request than a few numbers."""
+        return self.edits_logits or self.min_tokens > 0
+
+    @property
+    def edits_logits(self) -> bool:
+        return bool(
+            self.frequency_penalty or self.presence_penalty or self.repetition_penalty != 1 or self.logit_bias
+        )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -43,8 +65,8 @@ class Request:
 class Completion:
     """A finished request.
 
-    output_ids: int32 [num_output_tokens], an end-of-sequence token included.
-    text: the output decoded, without special tokens and without a matched stop string.
+    output_ids: int32 [num_output_tokens], an end-of-sequence or stop token included.
+    text: the output decoded, without special tokens and without the stop string or stop token that ended it.
     num_cached_tokens: prompt tokens whose KV other requests computed (shared segments that
         were already computed when this request first ran).
     """

@@ -74,7 +74,7 @@ def _results(service: Service, file_id: str | None) -> dict[str, dict]:
 def test_a_batch_from_upload_to_download(service, tmp_path):
     lines = [_line(f"line-{number}") for number in range(40)]
     lines[7]["body"]["temperature"] = 9
-    lines[9]["body"]["logit_bias"] = {"5": 10}
+    lines[9]["body"]["web_search_options"] = {}
     batch = _wait(service, _submit(service, lines, tmp_path))
     assert batch.status == "completed"
     assert batch.model == "tiny"

@@ -84,7 +84,10 @@ def _parse(body: Json, context: TranslationContext, seed_key: str) -> Translated
     except ChatTemplateError as error:
         refuse(f"The model's chat template refuses this conversation: {error}", "messages", "invalid_value")
     max_tokens = bound_output(len(prompt_ids), max_tokens, context, param="messages")
-    return Translated(model, prompt_ids, read_sampling(body, max_tokens=max_tokens, seed_key=seed_key))
+    sampling = read_sampling(
+        body, max_tokens=max_tokens, vocab_size=context.tokenizer.vocab_size, seed_key=seed_key
+    )
+    return Translated(model, prompt_ids, sampling)
 
 
 def _read_max_tokens(body: Json) -> int | None:

@@ -56,7 +56,10 @@ def _parse(body: Json, context: TranslationContext, seed_key: str) -> Translated
     prompt_ids = _read_prompt(body, context)
     max_tokens = optional(body, "max_tokens", integer(1), DEFAULT_MAX_TOKENS)
     max_tokens = bound_output(len(prompt_ids), max_tokens, context, param="prompt")
-    return Translated(model, prompt_ids, read_sampling(body, max_tokens=max_tokens, seed_key=seed_key))
+    sampling = read_sampling(
+        body, max_tokens=max_tokens, vocab_size=context.tokenizer.vocab_size, seed_key=seed_key
+    )
+    return Translated(model, prompt_ids, sampling)
 
 
 def _read_prompt(body: Json, context: TranslationContext) -> TokenIds:

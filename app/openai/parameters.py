@@ -7,6 +7,7 @@ the text, or it holds the value that asks for nothing, or the line is a 400.
 import hashlib
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from typing import NoReturn
 
 from app.openai.body import (
     Json,
@@ -25,8 +26,10 @@ from app.openai.body import (
 from engine.request import SamplingParams
 
 MAX_STOP_STRINGS = 4
+_INT32 = 2**31
 _INT64 = 2**63
 _UINT64 = 2**64
+_MAX_ID_DIGITS = 10  # of a token id; longer numbers are not even parsed
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +45,26 @@ class Unsupported:
 
 
 # Honoured or named by both text endpoints.
-COMMON_HONOURED = frozenset({"model", "temperature", "top_p", "seed", "stop", "ignore_eos", "max_tokens"})
+COMMON_HONOURED = frozenset(
+    {
+        "model",
+        "max_tokens",
+        "temperature",
+        "top_p",
+        "frequency_penalty",
+        "presence_penalty",
+        "logit_bias",
+        "seed",
+        "stop",
+        # Extensions, by the names that other engines gave them.
+        "top_k",
+        "min_p",
+        "repetition_penalty",
+        "stop_token_ids",
+        "min_tokens",
+        "ignore_eos",
+    }
+)
 
 # They say who asks, how to bill and what to cache: nothing about the text.
 COMMON_IGNORED = frozenset({"user", "metadata", "store"})
@@ -51,15 +73,7 @@ COMMON_UNSUPPORTED = {
     "n": Unsupported(integer(1, 128), (1,)),
     "stream": Unsupported(boolean, (False,)),
     "stream_options": Unsupported(json_object),
-    "frequency_penalty": Unsupported(number(-2, 2), (0.0,)),
-    "presence_penalty": Unsupported(number(-2, 2), (0.0,)),
-    "logit_bias": Unsupported(json_object, ({},)),
     # Extensions of other engines: known, so that the message says what is wrong.
-    "top_k": Unsupported(integer(-1), (-1, 0)),
-    "min_p": Unsupported(number(0, 1), (0.0,)),
-    "repetition_penalty": Unsupported(number(0, 100), (1.0,)),
-    "min_tokens": Unsupported(integer(0), (0,)),
-    "stop_token_ids": Unsupported(array, ([],)),
     "structured_outputs": Unsupported(),
     "guided_json": Unsupported(),
     "guided_regex": Unsupported(),
@@ -83,14 +97,30 @@ def check_parameters(body: Json, known: Collection[str], unsupported: dict[str, 
             )
 
 
-def read_sampling(body: Json, *, max_tokens: int, seed_key: str) -> SamplingParams:
+def read_sampling(body: Json, *, max_tokens: int, vocab_size: int, seed_key: str) -> SamplingParams:
     """How to choose tokens. `seed_key` names the request: it seeds one that brings no seed."""
+    min_tokens = optional(body, "min_tokens", integer(0), 0)
+    if min_tokens > max_tokens:
+        refuse(
+            f"Invalid 'min_tokens': {min_tokens} is more than the {max_tokens} tokens that this request may "
+            "generate.",
+            "min_tokens",
+            "invalid_value",
+        )
     return SamplingParams(
         max_tokens=max_tokens,
         temperature=optional(body, "temperature", number(0, 2), 1.0),
         top_p=optional(body, "top_p", number(0, 1), 1.0),
+        top_k=max(optional(body, "top_k", integer(-1, _INT32 - 1), 0), 0),
+        min_p=optional(body, "min_p", number(0, 1), 0.0),
+        frequency_penalty=optional(body, "frequency_penalty", number(-2, 2), 0.0),
+        presence_penalty=optional(body, "presence_penalty", number(-2, 2), 0.0),
+        repetition_penalty=optional(body, "repetition_penalty", number(0.01, 100), 1.0),
+        logit_bias=optional(body, "logit_bias", _logit_bias(vocab_size), ()),
         seed=_read_seed(body, seed_key),
         stop=optional(body, "stop", _stop_strings, ()),
+        stop_token_ids=optional(body, "stop_token_ids", _stop_token_ids(vocab_size), ()),
+        min_tokens=min_tokens,
         ignore_eos=optional(body, "ignore_eos", boolean, False),
     )
 
@@ -119,6 +149,56 @@ def _stop_strings(param: str, value: object) -> tuple[str, ...]:
     if "" in strings:
         refuse(f"Invalid '{param}': a stop string must not be empty.", param, "invalid_value")
     return strings
+
+
+def token_id(param: str, value: object, vocab_size: int) -> int:
+    """The value, if it is a token id of the model."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        wrong_type(param, "an integer", value)
+    if not 0 <= value < vocab_size:
+        _not_a_token(param, value, vocab_size)
+    return value
+
+
+def _not_a_token(param: str, value: object, vocab_size: int) -> NoReturn:
+    refuse(
+        f"Invalid '{param}': {value} is no token id of this model (0 to {vocab_size - 1}).",
+        param,
+        "invalid_value",
+    )
+
+
+def _stop_token_ids(vocab_size: int) -> Callable[[str, object], tuple[int, ...]]:
+    def read(param: str, value: object) -> tuple[int, ...]:
+        items = enumerate(array(param, value))
+        return tuple(token_id(f"{param}[{i}]", item, vocab_size) for i, item in items)
+
+    return read
+
+
+def _logit_bias(vocab_size: int) -> Callable[[str, object], tuple[tuple[int, float], ...]]:
+    def read(param: str, value: object) -> tuple[tuple[int, float], ...]:
+        pairs = json_object(param, value).items()
+        biases = {_token_key(param, key, vocab_size): _bias(f"{param}.{key}", item) for key, item in pairs}
+        return tuple(biases.items())
+
+    return read
+
+
+def _token_key(param: str, key: str, vocab_size: int) -> int:
+    # Only the plain spelling, so that two keys never name one token.
+    if not key.isascii() or not key.isdigit() or (len(key) > 1 and key[0] == "0"):
+        refuse(
+            f"Invalid '{param}': the key '{key}' is no token id; expected a string of digits.",
+            param,
+            "invalid_value",
+        )
+    if len(key) > _MAX_ID_DIGITS or int(key) >= vocab_size:
+        _not_a_token(param, key, vocab_size)
+    return int(key)
+
+
+_bias = number(-100, 100)
 
 
 def bound_output(

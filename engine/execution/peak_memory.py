@@ -50,6 +50,8 @@ def fullest_step(num_rows: int, page_size: int) -> StepBatch:
         request_ids=rows.astype(np.int64),
         temperature=np.ones(num_rows, np.float32),
         top_p=np.full(num_rows, 0.5, np.float32),
+        top_k=np.zeros(num_rows, np.int32),
+        min_p=np.zeros(num_rows, np.float32),
         seeds=np.zeros(num_rows, np.uint64),
         num_generated=np.zeros(num_rows, np.int32),
     )

@@ -3,27 +3,48 @@
 A sampled row draws one uniform number from its own seed and its position in its own output, and takes
 the token at which its cumulative probability passes that number (inverse transform sampling). Nothing
 else is random, so a request samples the same text alone, in a crowd, or after preemption.
+
+In this order: a row's logits are edited (engine/execution/logit_edits.py), divided by its temperature, and
+turned into probabilities; of these top_k keeps the likeliest k, top_p of what is left the smallest set of
+likeliest tokens that has this share of it, min_p those at least so likely in proportion to the likeliest.
+Of equally likely tokens the lower id comes first.
 """
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from engine.execution.logit_edits import edit_logits
 from engine.scheduling.batch import StepBatch
 
 # Bounds the float64 copies that drawing makes: 256 rows of 128,000 tokens are 0.26 GB each.
 _ROWS_AT_ONCE = 256
+# Sorting a vocabulary costs ten times what finding so many likeliest tokens does, and mostly they suffice.
+_NUM_CANDIDATES = 1024
+
+Rows = NDArray[np.int64]
 
 
 def sample(logits: torch.Tensor, batch: StepBatch) -> NDArray[np.int32]:
     """logits float [S, vocab], row i for the batch's i-th sampled row; returns int32 [S]."""
     token_ids = logits.argmax(dim=-1)
-    drawn = np.flatnonzero(batch.temperature > 0)
-    for start in range(0, len(drawn), _ROWS_AT_ONCE):
-        some = drawn[start : start + _ROWS_AT_ONCE]
-        rows = torch.from_numpy(some).to(logits.device)
-        noise = uniform(batch.seeds[some], batch.num_generated[some])
-        token_ids[rows] = _draw(logits[rows], batch.temperature[some], batch.top_p[some], noise)
+    drawn = batch.temperature > 0
+    edits = [row for row in batch.special if row.edits_logits]
+    for start in range(0, len(edits), _ROWS_AT_ONCE):
+        some = edits[start : start + _ROWS_AT_ONCE]
+        rows = np.array([row.index for row in some])
+        on_device = _to(logits, rows)
+        edited = edit_logits(logits[on_device], some)
+        token_ids[on_device] = edited.argmax(dim=-1)
+        hot = np.flatnonzero(drawn[rows])
+        if len(hot):
+            token_ids[_to(logits, rows[hot])] = _draw(edited[_to(logits, hot)], batch, rows[hot])
+        drawn[rows] = False
+    drawn_rows = np.flatnonzero(drawn)
+    for start in range(0, len(drawn_rows), _ROWS_AT_ONCE):
+        rows = drawn_rows[start : start + _ROWS_AT_ONCE]
+        on_device = _to(logits, rows)
+        token_ids[on_device] = _draw(logits[on_device], batch, rows)
     return token_ids.cpu().numpy().astype(np.int32)
 
 
@@ -42,29 +63,56 @@ def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
     return mixed
 
 
-def _draw(
-    logits: torch.Tensor,
-    temperature: NDArray[np.float32],
-    top_p: NDArray[np.float32],
-    noise: NDArray[np.float64],
-) -> torch.Tensor:
-    """logits [R, vocab] to token ids int64 [R]."""
+def _draw(logits: torch.Tensor, batch: StepBatch, rows: Rows) -> torch.Tensor:
+    """logits [R, vocab] of the sampled rows `rows` to token ids int64 [R]."""
 
-    def column(values: NDArray[np.floating]) -> torch.Tensor:
-        return torch.from_numpy(values).to(logits.device, torch.float64)[:, None]
+    def column(values: NDArray[np.generic]) -> torch.Tensor:
+        return torch.from_numpy(values.astype(np.float64)).to(logits.device)[:, None]
 
     # float64: a cumulative sum over a whole vocabulary loses too much in float32
-    probabilities = torch.softmax(logits.double() / column(temperature), dim=-1)
-    token_ids = _inverse_transform(probabilities, column(noise))
-    nucleus = np.flatnonzero(top_p < 1)
-    if len(nucleus):  # sorting costs most, so only the rows that ask for it are sorted
-        rows = torch.from_numpy(nucleus).to(logits.device)
-        ordered, vocabulary = probabilities[rows].sort(dim=-1, descending=True, stable=True)
-        # Kept: the smallest set of likeliest tokens whose probability reaches top_p, the first always.
-        before = ordered.cumsum(dim=-1) - ordered
-        ordered = ordered.masked_fill((before >= column(top_p[nucleus])) & (before > 0), 0)
-        chosen = _inverse_transform(ordered, column(noise[nucleus]))
-        token_ids[rows] = vocabulary.gather(1, chosen[:, None])[:, 0]
+    probabilities = torch.softmax(logits.double() / column(batch.temperature[rows]), dim=-1)
+    noise = column(uniform(batch.seeds[rows], batch.num_generated[rows]))
+    token_ids = _inverse_transform(probabilities, noise)
+    top_k, top_p, min_p = batch.top_k[rows], batch.top_p[rows], batch.min_p[rows]
+    narrow = np.flatnonzero((top_k > 0) | (top_p < 1) | (min_p > 0))
+    if len(narrow):  # ordering costs most, so only the rows that ask for it are ordered
+        on_device = _to(logits, narrow)
+        limits = torch.cat([column(values[narrow]) for values in (top_k, top_p, min_p)], dim=-1)
+        token_ids[on_device] = _draw_narrowed(
+            probabilities[on_device], limits, noise[on_device], _NUM_CANDIDATES
+        )
+    return token_ids
+
+
+def _draw_narrowed(
+    probabilities: torch.Tensor, limits: torch.Tensor, noise: torch.Tensor, num_candidates: int
+) -> torch.Tensor:
+    """As `_inverse_transform`, among the tokens that a row's limits keep.
+
+    limits: float64 [R, 3]: top_k (0: all), top_p, min_p.
+    num_candidates: the likeliest tokens, which are looked at first; rows for which they do not settle what is
+        kept are done again with the whole vocabulary.
+    """
+    num_tokens = probabilities.shape[-1]
+    num_candidates = min(num_candidates, num_tokens)
+    top_k, top_p, min_p = limits[:, :1], limits[:, 1:2], limits[:, 2:]
+    # In order of ids before they are sorted by probability, so that ties end in order of ids.
+    candidates = probabilities.topk(num_candidates, sorted=False).indices.sort(dim=-1).values
+    ordered, order = probabilities.gather(1, candidates).sort(dim=-1, descending=True, stable=True)
+    rank = torch.arange(num_candidates, device=ordered.device)
+    is_top = (rank < top_k) | (top_k == 0)
+    total = torch.where(top_k > 0, (ordered * is_top).sum(dim=-1, keepdim=True), 1.0)
+    before = ordered.cumsum(dim=-1) - ordered
+    kept = is_top & (before < top_p * total) & (ordered >= min_p * ordered[:, :1])
+    kept |= rank == 0  # the likeliest, whatever the limits are
+    chosen = _inverse_transform(ordered * kept, noise)
+    token_ids = candidates.gather(1, order.gather(1, chosen[:, None]))[:, 0]
+    if num_candidates < num_tokens:
+        last_kept = ordered.gather(1, kept.sum(dim=-1, keepdim=True) - 1)
+        is_open = ((last_kept == ordered[:, -1:]) | (top_k > num_candidates))[:, 0]
+        rows = is_open.nonzero()[:, 0]
+        if len(rows):
+            token_ids[rows] = _draw_narrowed(probabilities[rows], limits[rows], noise[rows], num_tokens)
     return token_ids
 
 
@@ -73,3 +121,7 @@ def _inverse_transform(weights: torch.Tensor, noise: torch.Tensor) -> torch.Tens
     cumulative = weights.cumsum(dim=-1)
     target = noise * cumulative[:, -1:]
     return torch.searchsorted(cumulative, target, right=True)[:, 0].clamp_(max=weights.shape[-1] - 1)
+
+
+def _to(like: torch.Tensor, rows: Rows) -> torch.Tensor:
+    return torch.from_numpy(rows).to(like.device)

@@ -5,7 +5,29 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from engine.request import SamplingParams, TokenIds
+
 Ints = NDArray[np.int32]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SpecialRow:
+    """A sampled row whose request asks for more than the columns of a step say.
+
+    index: of the row among the sampled rows.
+    prompt_ids, output_ids: int32, the request's tokens up to here; views, good until the step is committed.
+    banned_ids: int32, tokens that may not come yet, since they would end the output before min_tokens.
+    """
+
+    index: int
+    sampling: SamplingParams
+    prompt_ids: TokenIds
+    output_ids: TokenIds
+    banned_ids: TokenIds
+
+    @property
+    def edits_logits(self) -> bool:
+        return self.sampling.edits_logits or len(self.banned_ids) > 0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -42,8 +64,11 @@ class StepBatch:
         request_ids: int64 [S], whose next token this is.
         temperature: float32 [S]
         top_p: float32 [S]
+        top_k: int32 [S], 0: all tokens.
+        min_p: float32 [S]
         seeds: uint64 [S]
         num_generated: int32 [S], tokens generated before this one: the noise's position.
+        special: of the rows whose request asks for more than that, in row order; most often none.
     """
 
     token_ids: Ints
@@ -60,8 +85,11 @@ class StepBatch:
     request_ids: NDArray[np.int64]
     temperature: NDArray[np.float32]
     top_p: NDArray[np.float32]
+    top_k: Ints
+    min_p: NDArray[np.float32]
     seeds: NDArray[np.uint64]
     num_generated: Ints
+    special: tuple[SpecialRow, ...] = ()
 
     @property
     def num_tokens(self) -> int:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from engine.request import TokenIds
-from engine.scheduling.batch import Ints, StepBatch
+from engine.scheduling.batch import Ints, SpecialRow, StepBatch
 from engine.scheduling.residents import Layout, Residents, Slots
 
 
@@ -17,10 +17,12 @@ class Span:
     token_ids: TokenIds
 
 
-def build_batch(residents: Residents, spans: list[Span], page_size: int) -> tuple[StepBatch, Slots]:
+def build_batch(
+    residents: Residents, spans: list[Span], page_size: int, eos_token_ids: TokenIds
+) -> tuple[StepBatch, Slots]:
     """The step that computes `spans` and one row of every decoding leaf.
 
-    `residents.num_computed` counts the step's own rows already.
+    `residents.num_computed` counts the step's own rows already. eos_token_ids: int32.
     Returns: the batch, and the table's slot of each sampled row, int64 [S].
     """
     num_rows = residents.decoding.astype(np.int32)
@@ -55,10 +57,29 @@ def build_batch(residents: Residents, spans: list[Span], page_size: int) -> tupl
         request_ids=residents.request_id[sampled],
         temperature=residents.temperature[sampled],
         top_p=residents.top_p[sampled],
+        top_k=residents.top_k[sampled],
+        min_p=residents.min_p[sampled],
         seeds=residents.seed[sampled],
         num_generated=residents.num_tokens[sampled] - residents.num_prompt[sampled],
+        special=_special_rows(residents, sampled, eos_token_ids),
     )
     return batch, sampled
+
+
+def _special_rows(residents: Residents, sampled: Slots, eos_token_ids: TokenIds) -> tuple[SpecialRow, ...]:
+    rows = []
+    for index in np.flatnonzero(residents.is_special[sampled]).tolist():
+        slot = int(sampled[index])
+        request = residents.sequence_at(slot).request
+        sampling, output_ids = request.sampling, residents.output_of(slot)
+        banned: list[TokenIds] = []
+        if len(output_ids) < sampling.min_tokens:
+            banned.append(np.array(sampling.stop_token_ids, dtype=np.int32))
+            if not sampling.ignore_eos:
+                banned.append(eos_token_ids)
+        banned_ids = np.concatenate(banned) if banned else output_ids[:0]
+        rows.append(SpecialRow(index, sampling, request.prompt_ids, output_ids, banned_ids))
+    return tuple(rows)
 
 
 def _with_rows(layout: Layout, num_rows: Ints) -> Layout:

@@ -33,7 +33,10 @@ _COLUMNS = {
     "request_id": np.int64,
     "temperature": np.float32,
     "top_p": np.float32,
+    "top_k": np.int32,
+    "min_p": np.float32,
     "seed": np.uint64,
+    "is_special": np.bool_,
 }
 
 
@@ -84,7 +87,10 @@ class Residents:
     request_id: NDArray[np.int64]
     temperature: NDArray[np.float32]
     top_p: NDArray[np.float32]
+    top_k: NDArray[np.int32]
+    min_p: NDArray[np.float32]
     seed: NDArray[np.uint64]
+    is_special: NDArray[np.bool_]
 
     def __init__(self) -> None:
         self._segments: list[Segment | None] = []
@@ -117,7 +123,7 @@ class Residents:
         slot = self.slot_of(segment)
         segment.num_ever_computed = max(segment.num_ever_computed, int(self.num_computed[slot]))
         if isinstance(segment, Sequence):
-            segment.output_ids = self._outputs[slot, : self.num_tokens[slot] - self.num_prompt[slot]].copy()
+            segment.output_ids = self.output_of(slot).copy()
         pages = segment.page_ids
         segment.page_ids = NO_PAGES
         segment.slot = None
@@ -149,6 +155,10 @@ class Residents:
         segment = self._segments[slot]
         assert isinstance(segment, Sequence), f"slot {slot} holds {segment}"
         return segment
+
+    def output_of(self, slot: int) -> TokenIds:
+        """int32: what the leaf in `slot` has generated; a view that lasts until the next token."""
+        return self._outputs[slot, : self.num_tokens[slot] - self.num_prompt[slot]]
 
     def is_complete(self, segment: Segment) -> bool:
         """Whether all its known tokens are computed."""
@@ -220,7 +230,10 @@ class Residents:
         self.request_id[slot] = sequence.request.request_id
         self.temperature[slot] = sampling.temperature
         self.top_p[slot] = sampling.top_p
+        self.top_k[slot] = sampling.top_k
+        self.min_p[slot] = sampling.min_p
         self.seed[slot] = sampling.seed
+        self.is_special[slot] = sampling.is_special
         # The row is as wide as when this output was last in the table, or wider.
         self._outputs[slot, :num_generated] = sequence.output_ids
 

@@ -126,7 +126,7 @@ class Scheduler:
         self._give_room_to_decode()
         num_decoding = self._advance_decoding()
         spans = self._fill(self._max_batch_tokens - num_decoding)
-        batch, self._sampled = build_batch(self._residents, spans, self._pool.page_size)
+        batch, self._sampled = build_batch(self._residents, spans, self._pool.page_size, self._eos_token_ids)
         assert 0 < batch.num_tokens <= self._max_batch_tokens, f"{batch.num_tokens} rows in a step"
         self.num_steps += 1
         return batch
@@ -135,7 +135,7 @@ class Scheduler:
         """Takes the sampled tokens in.
 
         token_ids: int32 [S], one per sampled row of `batch`.
-        stopped: requests of the batch that a stop string ends with this token.
+        stopped: requests of the batch that a stop string or stop token ends with this token.
         Returns: the sequences that are finished.
         """
         slots, self._sampled = self._sampled, None

@@ -46,6 +46,9 @@ def test_prompt_forms(prompt: str | list[int]) -> None:
         ({"seed": 3}, "seed", 3),
         ({"stop": ["x"]}, "stop", ("x",)),
         ({"ignore_eos": True}, "ignore_eos", True),
+        ({"logit_bias": {"1": 1}}, "logit_bias", ((1, 1.0),)),
+        ({"presence_penalty": 1}, "presence_penalty", 1.0),
+        ({"min_tokens": 16}, "min_tokens", 16),
     ],
 )
 def test_honoured(body: dict[str, Any], field: str, value: object) -> None:
@@ -81,7 +84,6 @@ def test_changes_nothing(body: dict[str, Any]) -> None:
         ({"suffix": "end"}, "unsupported_parameter", "suffix"),
         ({"prompt": ["a", "b"]}, "unsupported_parameter", "prompt"),
         ({"prompt": [[1], [2]]}, "unsupported_parameter", "prompt"),
-        ({"logit_bias": {"1": 1}}, "unsupported_parameter", "logit_bias"),
         ({"logprobs": 6}, "invalid_value", "logprobs"),
         ({"messages": []}, "unknown_parameter", "messages"),
         ({"max_completion_tokens": 4}, "unknown_parameter", "max_completion_tokens"),

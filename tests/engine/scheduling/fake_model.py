@@ -67,10 +67,10 @@ def check_shape(batch: StepBatch) -> None:
     """Asserts what the docstring of StepBatch promises of dtypes, lengths and order."""
     for name in ("token_ids", "positions", "slots", "row_start", "row_count", "subtree_end", "kv_len"):
         assert getattr(batch, name).dtype == np.int32, name
-    for name in ("kv_position", "page_start", "page_ids", "sample_rows", "num_generated"):
+    for name in ("kv_position", "page_start", "page_ids", "sample_rows", "top_k", "num_generated"):
         assert getattr(batch, name).dtype == np.int32, name
     assert batch.request_ids.dtype == np.int64
-    assert batch.temperature.dtype == batch.top_p.dtype == np.float32
+    assert batch.temperature.dtype == batch.top_p.dtype == batch.min_p.dtype == np.float32
     assert batch.seeds.dtype == np.uint64
     assert len(batch.positions) == len(batch.slots) == batch.num_tokens == batch.row_count.sum()
     assert (batch.row_start == np.cumsum(batch.row_count) - batch.row_count).all()

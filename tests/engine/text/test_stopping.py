@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from engine.request import SamplingParams
 from engine.text.stopping import StopStrings, StopWatcher
 from engine.text.tokenizer import Tokenizer
 from tests.models import tiny_tokenizer
@@ -37,7 +38,7 @@ def test_a_stop_string_across_token_borders(tmp_path: Path, stop: str) -> None:
     tiny_tokenizer().save_pretrained(tmp_path)
     tokenizer = Tokenizer(tmp_path)
     text = "The capital of France is Paris. ê 😀! And so on"
-    watcher = StopWatcher(tokenizer, (stop,))
+    watcher = StopWatcher(tokenizer, SamplingParams(max_tokens=99, stop=(stop,)))
     token_ids = tokenizer.encode(text).tolist()
     num_tokens = next(n for n, token_id in enumerate(token_ids, start=1) if watcher.push(token_id))
     assert stop in tokenizer.decode(token_ids[:num_tokens])
