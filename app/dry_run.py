@@ -40,7 +40,7 @@ class LongPrompt:
 class Reading:
     """A batch file in the engine's words.
 
-    requests: with their index as id; lines: line and custom_id of each.
+    requests: with their index as id, one or more a line; lines: line and custom_id of each.
     invalid: what would keep the whole file from running; failing: lines that would end in the error file.
     """
 
@@ -50,11 +50,13 @@ class Reading:
     failing: list[FailingLine] = field(default_factory=list)
 
     def longest(self) -> list[LongPrompt]:
-        by_length = sorted(self.requests, key=lambda request: -len(request.prompt_ids))
-        return [
-            LongPrompt(*self.lines[request.request_id], len(request.prompt_ids))
-            for request in by_length[:_NUM_LONGEST]
-        ]
+        """One prompt a line, the longest of all lines first."""
+        of_line: dict[tuple[int, str], int] = {}
+        for request in self.requests:
+            line = self.lines[request.request_id]
+            of_line[line] = max(of_line.get(line, 0), len(request.prompt_ids))
+        by_length = sorted(of_line.items(), key=lambda item: -item[1])
+        return [LongPrompt(*line, num_tokens) for line, num_tokens in by_length[:_NUM_LONGEST]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,17 +109,17 @@ def dry_run(path: Path, settings: Settings, hardware: str, shape_name: str | Non
     context = TranslationContext(Tokenizer(model_dir), max_context, settings.default_max_tokens)
     reading = read_requests(path, settings, context)
     figures = estimate(reading.requests, cost, kv_memory_bytes=memory, max_batch_tokens=max_batch_tokens)
-    refused = [
-        FailingLine(*reading.lines[refusal.request_id], "kv_memory", refusal.reason)
-        for refusal in figures.refused
-    ]
+    refused = {reading.lines[refusal.request_id]: refusal.reason for refusal in figures.refused}
     return DryRun(
         model=shape_name or settings.model,
         hardware=hardware,
         estimate=figures,
         longest_prompts=reading.longest(),
         invalid=reading.invalid,
-        failing=reading.failing + refused,
+        failing=[
+            *reading.failing,
+            *(FailingLine(*line, "kv_memory", reason) for line, reason in refused.items()),
+        ],
     )
 
 
@@ -137,8 +139,9 @@ def read_requests(path: Path, settings: Settings, context: TranslationContext) -
             if isinstance(outcome, BodyError):
                 reading.failing.append(FailingLine(line.line, line.custom_id, outcome.code, outcome.message))
                 continue
-            reading.requests.append(Request(len(reading.requests), outcome.prompt_ids, outcome.sampling))
-            reading.lines.append((line.line, line.custom_id))
+            first_id = len(reading.requests)
+            reading.requests += outcome.requests(range(first_id, first_id + outcome.num_requests))
+            reading.lines += [(line.line, line.custom_id)] * outcome.num_requests
     return reading
 
 

@@ -189,9 +189,11 @@ class Intake:
             batch.queue.is_lost = True
             return
         batch.enter(lines)
-        requests = [running.request for running in lines]
+        requests = [request for running in lines for request in running.requests]
         refusals = self._engine.add(requests, priority=batch.claim.priority)
-        self._recorder.put(batch.queue, [batch.refuse(refusal) for refusal in refusals])
+        refused, request_ids = batch.refuse(refusals)
+        self._engine.drop(request_ids)
+        self._recorder.put(batch.queue, refused)
 
     def _claim(self, wanted: Wanted) -> Claim | None:
         with self._database.begin() as session:

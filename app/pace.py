@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
-from app.running import RunningBatch
+from app.running import RunningBatch, line_id
 
 TELL_SECONDS = 1.0
 _WINDOW_SECONDS = 60.0
@@ -51,6 +51,6 @@ def _progress(batch: RunningBatch, running_ids: frozenset[int], eta_seconds: int
     return {
         "prompt_tokens_done": batch.prompt_tokens_done,
         "output_tokens_done": batch.output_tokens_done,
-        "lines_running": len(running_ids & batch.unanswered.keys()),
+        "lines_running": len(set(map(line_id, running_ids)) & batch.unanswered.keys()),
         "eta_seconds": eta_seconds,
     }

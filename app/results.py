@@ -14,8 +14,8 @@ from app.db.leases import Claim, LeaseLost
 from app.db.lines import DuplicateResult, NewResult, PendingLine, record_results
 from app.db.session import Database
 from app.openai.body import BodyError
+from app.openai.usage import Usage
 from app.outage import FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS, OUTAGE, trouble
-from engine.request import Completion
 
 CHUNK_RESULTS = 50  # as soon as so many wait, they are written
 CHUNK_SECONDS = 1.0  # and no result waits for longer than this
@@ -24,16 +24,16 @@ MAX_CHUNK_RESULTS = 500  # most results in one transaction, after a jam
 log = logging.getLogger(__name__)
 
 
-def success(line: PendingLine, attempt: int, body: dict[str, Any], completion: Completion) -> NewResult:
+def success(line: PendingLine, attempt: int, body: dict[str, Any], usage: Usage) -> NewResult:
     """The output line of an answered request, with what it consumed."""
     return NewResult(
         request_line_id=line.id,
         ok=True,
         attempt=attempt,
         payload=_payload(line.custom_id, 200, body),
-        input_tokens=completion.num_prompt_tokens,
-        cached_tokens=completion.num_cached_tokens,
-        output_tokens=len(completion.output_ids),
+        input_tokens=usage.prompt_tokens,
+        cached_tokens=usage.cached_tokens,
+        output_tokens=usage.completion_tokens,
     )
 
 

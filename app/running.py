@@ -9,25 +9,57 @@ from app.db.ids import new_id
 from app.db.leases import Claim
 from app.db.lines import NewResult, PendingLine
 from app.heartbeat import Watch
-from app.openai.body import BodyError
+from app.openai.body import BodyError, Translated
 from app.openai.endpoints import ENDPOINTS, Endpoint
+from app.openai.usage import usage_of
 from app.results import ResultQueue, failure, success
 from app.suspects import WATCHED_LINES, is_suspect, num_to_admit, urgency
 from app.translation import TranslatedLine
 from engine.request import Completion, Refusal, Request
 
+# A line's requests are numbered beside it: its first has the line's own id.
+_LINE_IDS = 1 << 48
 
-@dataclass(frozen=True, slots=True)
+
+def line_id(request_id: int) -> int:
+    """The line that a request of the engine belongs to."""
+    return request_id % _LINE_IDS
+
+
+@dataclass(eq=False, slots=True)
 class RunningLine:
-    """A line in the engine's words. `model`: the name its body asked for."""
+    """A line in the engine's words, and which of its requests are finished.
+
+    completions: by the number of the request within the line.
+    """
 
     line: PendingLine
-    model: str
-    request: Request
+    asked: Translated
+    completions: dict[int, Completion] = field(default_factory=dict)
 
     @property
     def attempt(self) -> int:
         return self.line.attempts + 1  # this attempt was recorded after the line was read
+
+    @property
+    def request_ids(self) -> range:
+        return range(self.line.id, self.line.id + self.asked.num_requests * _LINE_IDS, _LINE_IDS)
+
+    @property
+    def requests(self) -> list[Request]:
+        return self.asked.requests(self.request_ids)
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        return sum(map(len, self.asked.prompts))
+
+    def finish(self, completion: Completion) -> list[Completion] | None:
+        """Takes in one completion; all of them in order once there are all."""
+        self.completions[completion.request_id // _LINE_IDS] = completion
+        num_requests = self.asked.num_requests
+        if len(self.completions) < num_requests:
+            return None
+        return [self.completions[number] for number in range(num_requests)]
 
 
 @dataclass(eq=False)
@@ -36,7 +68,7 @@ class RunningBatch:
 
     untranslated: the lines still to be translated; None: there are none, and those that wait are in order.
     waiting: lines that are not in the engine yet, the next one last.
-    unanswered: the lines that the engine holds, by request id.
+    unanswered: the lines that the engine holds requests of, by line id.
     undone: lines that left the engine without an answer; their attempts are to be taken back.
     num_prompt_tokens: of the lines that wait or are in the engine.
     prompt_tokens_done, output_tokens_done: of the lines answered so far, those of earlier claims included.
@@ -80,15 +112,15 @@ class RunningBatch:
             if isinstance(outcome, BodyError):
                 refused.append(failure(line, line.attempts, outcome))
                 continue
-            request = Request(line.id, outcome.prompt_ids, outcome.sampling)
-            self.waiting.append(RunningLine(line, outcome.model, request))
-            self.num_prompt_tokens += len(outcome.prompt_ids)
+            running = RunningLine(line, outcome)
+            self.waiting.append(running)
+            self.num_prompt_tokens += running.num_prompt_tokens
         return refused
 
     def line_up(self) -> None:
         """Orders the waiting lines by urgency; where few run at a time, alike prompts adjoin."""
         if any(is_suspect(running.line.attempts) for running in self.waiting):
-            self.waiting.sort(key=lambda one: (_urgency(one), one.request.prompt_ids.tobytes()))
+            self.waiting.sort(key=lambda one: (_urgency(one), one.asked.prompts[0].tobytes()))
 
     def next_lines(self) -> list[RunningLine]:
         """The waiting lines that may join the engine now."""
@@ -111,33 +143,48 @@ class RunningBatch:
         self.untranslated = None
         self.num_prompt_tokens = 0
 
-    def answer(self, completion: Completion) -> NewResult:
-        """The result of a finished request."""
-        running = self._take_out(completion.request_id)
-        self.prompt_tokens_done += completion.num_prompt_tokens
-        self.output_tokens_done += len(completion.output_ids)
+    @property
+    def request_ids(self) -> list[int]:
+        """The requests that the engine holds or has finished, of the lines that are not answered."""
+        return [request_id for running in self.unanswered.values() for request_id in running.request_ids]
+
+    def answer(self, completion: Completion) -> NewResult | None:
+        """Takes in a finished request; the result of its line, if it was the last of it."""
+        running = self.unanswered[line_id(completion.request_id)]
+        completions = running.finish(completion)
+        if completions is None:
+            return None
+        self._take_out(running)
+        usage = usage_of(running.asked, completions)
+        self.prompt_tokens_done += usage.prompt_tokens
+        self.output_tokens_done += usage.completion_tokens
         body = self.endpoint.respond(
-            completion,
+            running.asked,
+            completions,
             response_id=new_id(""),
             created=int(time.time()),
-            model=running.model,
             fingerprint=self.fingerprint,
         )
-        return success(running.line, running.attempt, body, completion)
+        return success(running.line, running.attempt, body, usage)
 
-    def refuse(self, refusal: Refusal) -> NewResult:
-        """The result of a request that the engine can never run."""
-        running = self._take_out(refusal.request_id)
-        error = BodyError(
-            f"This request cannot run with the memory that is configured here: {refusal.reason}.",
-            code="context_length_exceeded",
-        )
-        return failure(running.line, running.attempt, error)
+    def refuse(self, refusals: Sequence[Refusal]) -> tuple[list[NewResult], list[int]]:
+        """The results of lines with a request that the engine can never run, and all requests of these."""
+        results: list[NewResult] = []
+        request_ids: list[int] = []
+        for refusal in {line_id(refusal.request_id): refusal for refusal in refusals}.values():
+            running = self.unanswered[line_id(refusal.request_id)]
+            self._take_out(running)
+            request_ids += running.request_ids
+            error = BodyError(
+                f"This request cannot run with the memory that is configured here: {refusal.reason}.",
+                code="context_length_exceeded",
+            )
+            results.append(failure(running.line, running.attempt, error))
+        return results, request_ids
 
-    def _take_out(self, request_id: int) -> RunningLine:
-        running = self.unanswered.pop(request_id)
-        self.num_prompt_tokens -= len(running.request.prompt_ids)
-        return running
+    def _take_out(self, running: RunningLine) -> None:
+        del self.unanswered[running.line.id]
+        self.num_prompt_tokens -= running.num_prompt_tokens
 
 
 def _urgency(running: RunningLine) -> int:

@@ -26,7 +26,7 @@ from app.lifecycle import BatchStatus
 from app.outage import OUTAGE, Stopped, reason, ride_out
 from app.pace import Pace
 from app.results import Recorder
-from app.running import RunningBatch
+from app.running import RunningBatch, line_id
 from app.settings import Settings, StartupError
 from app.storage import Storage
 from engine.request import Completion
@@ -147,9 +147,10 @@ class Worker:
 
     def _answer(self, completions: Sequence[Completion]) -> None:
         for completion in completions:
-            batch = next(b for b in self._running if completion.request_id in b.unanswered)
-            self._pace.answered(completion.num_prompt_tokens)
-            self._recorder.put(batch.queue, [batch.answer(completion)])
+            batch = next(b for b in self._running if line_id(completion.request_id) in b.unanswered)
+            if (result := batch.answer(completion)) is not None:
+                self._pace.answered(result.input_tokens)
+                self._recorder.put(batch.queue, [result])
 
     def _tell(self) -> None:
         if not self._running:
@@ -162,7 +163,7 @@ class Worker:
         for batch in self._running:
             if batch.is_departing and batch.has_lines:
                 log.info("%s leaves the engine with %d lines.", batch.claim.batch_id, len(batch.unanswered))
-                self._engine.drop(batch.unanswered.keys())
+                self._engine.drop(batch.request_ids)
                 batch.leave()
 
     def _settle(self, stop: threading.Event) -> None:

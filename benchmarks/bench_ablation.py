@@ -107,7 +107,7 @@ def run(
         scheduler.add(plan)
     while scheduler.has_work:
         batch = scheduler.next_batch()
-        token_ids = run_step(batch)
+        token_ids = run_step(batch).token_ids
         generated = zip(batch.request_ids.tolist(), batch.num_generated.tolist(), strict=True)
         stopped = [id_ for id_, num_generated in generated if num_generated + 1 >= lengths[id_]]
         scheduler.commit(batch, token_ids, stopped)

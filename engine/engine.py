@@ -1,6 +1,7 @@
 """The engine: a loop that work can join and leave between steps."""
 
 import time
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Sequence
 
 import numpy as np
@@ -9,21 +10,22 @@ from numpy.typing import NDArray
 from engine.memory.pages import PagePool
 from engine.planning.plan import Plan
 from engine.planning.planner import make_plan
-from engine.request import Completion, FinishReason, Refusal, Request
-from engine.scheduling.batch import StepBatch
+from engine.request import Completion, FinishReason, Refusal, Request, TokenLogprob
+from engine.scheduling.batch import RowLogprobs, StepBatch, StepTokens
 from engine.scheduling.scheduler import Scheduler
 from engine.scheduling.sequence import Sequence as RunningSequence
 from engine.stats import EngineStats
+from engine.text.logprobs import token_logprobs
 from engine.text.stopping import StopWatcher
 from engine.text.tokenizer import Tokenizer
 
-RunStep = Callable[[StepBatch], NDArray[np.int32]]
+RunStep = Callable[[StepBatch], StepTokens]
 
 
 class Engine:
     """Plans what it is given, then computes it step by step.
 
-    run_step: computes a step and returns the next token of each sampled row, int32 [S].
+    run_step: computes a step and returns the next token of each sampled row.
     max_context: most tokens a prompt and its output may have together: the model's limit, or what KV
         memory leaves of it.
     page_bytes: KV bytes of one page over all layers.
@@ -47,6 +49,7 @@ class Engine:
         self._pool = pool
         self._page_bytes = page_bytes
         self._watchers: dict[int, StopWatcher] = {}
+        self._logprobs: defaultdict[int, list[RowLogprobs]] = defaultdict(list)  # of requests that ask
         self._stats = EngineStats(load_seconds=load_seconds)
 
     def add(self, requests: Sequence[Request], *, priority: int = 0) -> list[Refusal]:
@@ -68,6 +71,7 @@ class Engine:
         self._scheduler.drop(request_ids)
         for request_id in request_ids:
             self._watchers.pop(request_id, None)
+            self._logprobs.pop(request_id, None)
 
     @property
     def has_work(self) -> bool:
@@ -81,7 +85,10 @@ class Engine:
     def step(self) -> list[Completion]:
         """Compute one step; the requests that it finished."""
         batch = self._scheduler.next_batch()
-        token_ids = self._run_step(batch)
+        tokens = self._run_step(batch)
+        token_ids = tokens.token_ids
+        for row in tokens.logprobs:
+            self._logprobs[int(batch.request_ids[row.index])].append(row)
         stopped = self._stopped(batch.request_ids, token_ids)
         return [self._complete(sequence) for sequence in self._scheduler.commit(batch, token_ids, stopped)]
 
@@ -111,20 +118,35 @@ class Engine:
         return [id_ for id_, watcher, token_id in watched if watcher is not None and watcher.push(token_id)]
 
     def _complete(self, sequence: RunningSequence) -> Completion:
-        request, finish_reason = sequence.request, sequence.finish_reason
+        request, output_ids, finish_reason = sequence.request, sequence.output_ids, sequence.finish_reason
         assert finish_reason is not None, f"request {request.request_id} was returned unfinished"
         watcher = self._watchers.pop(request.request_id, None)
-        ends_by_token = watcher is not None and watcher.ends_by_token(sequence.output_ids)
-        text = self.tokenizer.decode(sequence.output_ids[:-1] if ends_by_token else sequence.output_ids)
-        if watcher is not None and (cut := watcher.cut(text)) != text:
+        ends_by_token = watcher is not None and watcher.ends_by_token(output_ids)
+        text = self.tokenizer.decode(output_ids[:-1] if ends_by_token else output_ids)
+        cut = text if watcher is None else watcher.cut(text)
+        logprobs = self._describe(sequence, num_characters=len(cut) if cut != text else None)
+        if cut != text:
             # "length" so far where an open character at the very end hid the stop string from the watcher
-            text, finish_reason = cut, FinishReason.STOP
-        self._stats.output_tokens += len(sequence.output_ids)
+            finish_reason = FinishReason.STOP
+        self._stats.output_tokens += len(output_ids)
         return Completion(
             request_id=request.request_id,
-            output_ids=sequence.output_ids,
-            text=text,
+            output_ids=output_ids,
+            text=cut,
             finish_reason=finish_reason,
             num_prompt_tokens=len(request.prompt_ids),
             num_cached_tokens=sequence.num_cached_tokens,
+            logprobs=logprobs,
         )
+
+    def _describe(
+        self, sequence: RunningSequence, num_characters: int | None
+    ) -> tuple[TokenLogprob, ...] | None:
+        """Of a finished sequence. num_characters: of its text before a stop string, if one cut it."""
+        request = sequence.request
+        if request.sampling.top_logprobs is None:
+            return None
+        tokens = token_logprobs(self.tokenizer, sequence.output_ids, self._logprobs.pop(request.request_id))
+        if num_characters is not None:
+            return tuple(token for token in tokens if token.offset < num_characters)
+        return tokens[:-1] if sequence.finish_reason is FinishReason.STOP else tokens

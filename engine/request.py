@@ -35,11 +35,12 @@ class SamplingParams:
     stop_token_ids: tuple[int, ...] = ()
     min_tokens: int = 0  # before so many nothing ends the output
     ignore_eos: bool = False
+    top_logprobs: int | None = None  # report each token's logprob and so many likeliest; None: nothing
 
     @property
     def is_special(self) -> bool:
         """Whether a step must know more of the request than a few numbers."""
-        return self.edits_logits or self.min_tokens > 0
+        return self.edits_logits or self.min_tokens > 0 or self.top_logprobs is not None
 
     @property
     def edits_logits(self) -> bool:
@@ -61,6 +62,22 @@ class Request:
     sampling: SamplingParams
 
 
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """One output token and its chance.
+
+    token: the bytes that it stands for; alone they need not be whole characters.
+    logprob: natural logarithm of its probability under the model, before temperature, penalties and limits.
+    top: the same of the likeliest tokens, likeliest first.
+    offset: characters of the text before the token.
+    """
+
+    token: bytes
+    logprob: float
+    top: tuple[tuple[bytes, float], ...]
+    offset: int
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Completion:
     """A finished request.
@@ -69,6 +86,7 @@ class Completion:
     text: the output decoded, without special tokens and without the stop string or stop token that ended it.
     num_cached_tokens: prompt tokens whose KV other requests computed (shared segments that
         were already computed when this request first ran).
+    logprobs: of the tokens that `text` shows a part of and special ones among them; None if not asked for.
     """
 
     request_id: int
@@ -77,6 +95,7 @@ class Completion:
     finish_reason: FinishReason
     num_prompt_tokens: int
     num_cached_tokens: int
+    logprobs: tuple[TokenLogprob, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,13 +4,16 @@ A body is plain JSON. Readers raise `BodyRefused`, which never leaves this packa
 the endpoints catch it and return the `BodyError` as a value.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, NoReturn, Protocol, TypeVar
 
-from engine.request import SamplingParams, TokenIds
+from engine.request import Request, SamplingParams, TokenIds
 
 Json = Mapping[str, Any]
+# Between the seeds of siblings: so far that no seeds which people count up meet (2**64 / golden ratio).
+_SEED_STEP = 0x9E3779B97F4A7C15
+
 T = TypeVar("T")
 D = TypeVar("D")
 
@@ -37,14 +40,39 @@ class BodyRefused(Exception):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Translated:
-    """A body in the engine's words. `model` is the name the body asked for.
+    """A body in the engine's words: some samples of each of its prompts.
 
-    prompt_ids: int32 [num_prompt_tokens], at least one.
+    model: the name that the body asked for.
+    prompts: each int32 [num_prompt_tokens], at least one token.
+    sampling: of the first sample; the others differ in their seed.
+    num_samples: of each prompt.
+    num_choices: of each prompt, how many of its samples are the answer: the likeliest if it is not all.
+    has_logprobs: whether the answer shows them.
+    echo: what the answer shows before each prompt's choices; empty: nothing.
     """
 
     model: str
-    prompt_ids: TokenIds
+    prompts: tuple[TokenIds, ...]
     sampling: SamplingParams
+    num_samples: int = 1
+    num_choices: int = 1
+    has_logprobs: bool = False
+    echo: tuple[str, ...] = ()
+
+    @property
+    def num_requests(self) -> int:
+        return len(self.prompts) * self.num_samples
+
+    def requests(self, request_ids: Iterable[int]) -> list[Request]:
+        """The samples as requests of the engine: all of the first prompt, then all of the second, ..."""
+        return [
+            Request(
+                request_id,
+                self.prompts[index // self.num_samples],
+                replace(self.sampling, seed=(self.sampling.seed + index * _SEED_STEP) % 2**64),
+            )
+            for index, request_id in zip(range(self.num_requests), request_ids, strict=True)
+        ]
 
 
 class PromptTokenizer(Protocol):
@@ -54,6 +82,8 @@ class PromptTokenizer(Protocol):
     def vocab_size(self) -> int: ...
 
     def encode(self, text: str) -> TokenIds: ...
+
+    def decode(self, token_ids: TokenIds) -> str: ...
 
     def render_chat(self, messages: list[dict[str, Any]]) -> TokenIds: ...
 

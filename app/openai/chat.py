@@ -1,5 +1,6 @@
 """/v1/chat/completions: a body to the engine's words, a completion to a response body."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from app.openai.body import (
@@ -18,6 +19,7 @@ from app.openai.body import (
     required,
     string,
 )
+from app.openai.logprobs import chat_logprobs
 from app.openai.messages import read_messages
 from app.openai.parameters import (
     COMMON_HONOURED,
@@ -26,9 +28,10 @@ from app.openai.parameters import (
     Unsupported,
     bound_output,
     check_parameters,
+    read_num_choices,
     read_sampling,
 )
-from app.openai.usage import usage_body
+from app.openai.usage import usage_of
 from engine.errors import ChatTemplateError
 from engine.request import Completion
 
@@ -44,12 +47,11 @@ _KNOWN = (
         "prompt_cache_retention",
         "safety_identifier",
         "service_tier",
+        "top_logprobs",
     }
 )
 
 _UNSUPPORTED = COMMON_UNSUPPORTED | {
-    "logprobs": Unsupported(boolean, (False,)),
-    "top_logprobs": Unsupported(integer(0, 20), (0,)),
     "response_format": Unsupported(json_object, ({"type": "text"},)),
     "tools": Unsupported(array, ([],)),
     "tool_choice": Unsupported(anything, ("none", "auto")),
@@ -84,10 +86,36 @@ def _parse(body: Json, context: TranslationContext, seed_key: str) -> Translated
     except ChatTemplateError as error:
         refuse(f"The model's chat template refuses this conversation: {error}", "messages", "invalid_value")
     max_tokens = bound_output(len(prompt_ids), max_tokens, context, param="messages")
-    sampling = read_sampling(
-        body, max_tokens=max_tokens, vocab_size=context.tokenizer.vocab_size, seed_key=seed_key
+    top_logprobs = _read_top_logprobs(body)
+    num_choices = read_num_choices(body)
+    return Translated(
+        model,
+        (prompt_ids,),
+        read_sampling(
+            body,
+            max_tokens=max_tokens,
+            vocab_size=context.tokenizer.vocab_size,
+            seed_key=seed_key,
+            top_logprobs=top_logprobs,
+        ),
+        num_samples=num_choices,
+        num_choices=num_choices,
+        has_logprobs=top_logprobs is not None,
     )
-    return Translated(model, prompt_ids, sampling)
+
+
+def _read_top_logprobs(body: Json) -> int | None:
+    """How many likeliest tokens to report beside each; None: no logprobs at all."""
+    num_top = optional(body, "top_logprobs", integer(0, 20), None)
+    if optional(body, "logprobs", boolean, False):
+        return num_top or 0
+    if num_top is not None:
+        refuse(
+            "Invalid 'top_logprobs': it needs 'logprobs' to be true.",
+            "top_logprobs",
+            "invalid_value",
+        )
+    return None
 
 
 def _read_max_tokens(body: Json) -> int | None:
@@ -105,28 +133,35 @@ def _read_max_tokens(body: Json) -> int | None:
 
 
 def chat_body(
-    completion: Completion, *, response_id: str, created: int, model: str, fingerprint: str
+    asked: Translated,
+    completions: Sequence[Completion],
+    *,
+    response_id: str,
+    created: int,
+    fingerprint: str,
 ) -> dict[str, Any]:
-    """The response body of one chat completion. `created` is in unix seconds."""
+    """The response body of a chat. `created` is in unix seconds."""
     return {
         "id": f"chatcmpl-{response_id}",
         "object": "chat.completion",
         "created": created,
-        "model": model,
-        "choices": [
-            {
-                "index": 0,
-                "message": {
-                    "role": "assistant",
-                    "content": completion.text,
-                    "refusal": None,
-                    "annotations": [],
-                },
-                "logprobs": None,
-                "finish_reason": completion.finish_reason.value,
-            }
-        ],
-        "usage": usage_body(completion),
+        "model": asked.model,
+        "choices": [_choice(index, completion, asked) for index, completion in enumerate(completions)],
+        "usage": usage_of(asked, completions).as_body(),
         "service_tier": "default",
         "system_fingerprint": fingerprint,
+    }
+
+
+def _choice(index: int, completion: Completion, asked: Translated) -> dict[str, Any]:
+    return {
+        "index": index,
+        "message": {
+            "role": "assistant",
+            "content": completion.text,
+            "refusal": None,
+            "annotations": [],
+        },
+        "logprobs": chat_logprobs(completion.logprobs or ()) if asked.has_logprobs else None,
+        "finish_reason": completion.finish_reason.value,
     }

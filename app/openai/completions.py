@@ -1,5 +1,7 @@
-"""/v1/completions: a body to the engine's words, a completion to a response body."""
+"""/v1/completions: a body to the engine's words, completions to a response body."""
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -18,6 +20,7 @@ from app.openai.body import (
     string,
     wrong_type,
 )
+from app.openai.logprobs import completion_logprobs
 from app.openai.parameters import (
     COMMON_HONOURED,
     COMMON_IGNORED,
@@ -25,25 +28,23 @@ from app.openai.parameters import (
     Unsupported,
     bound_output,
     check_parameters,
+    read_num_choices,
     read_sampling,
+    token_id,
 )
-from app.openai.usage import usage_body
+from app.openai.usage import usage_of
 from engine.request import Completion, TokenIds
 
 DEFAULT_MAX_TOKENS = 16
+MAX_SAMPLES = 4096  # of one body, over all its prompts
 
-_KNOWN = COMMON_HONOURED | COMMON_IGNORED | {"prompt"}
+_KNOWN = COMMON_HONOURED | COMMON_IGNORED | {"prompt", "best_of", "echo"}
 
-_UNSUPPORTED = COMMON_UNSUPPORTED | {
-    "logprobs": Unsupported(integer(0, 5)),
-    "echo": Unsupported(boolean, (False,)),
-    "best_of": Unsupported(integer(0, 20), (1,)),
-    "suffix": Unsupported(string),
-}
+_UNSUPPORTED = COMMON_UNSUPPORTED | {"suffix": Unsupported(string)}
 
 
 def parse_completion(body: Json, context: TranslationContext, *, seed_key: str) -> Translated | BodyError:
-    """The body as a request of the engine, or the 400 it deserves."""
+    """The body as requests of the engine, or the 400 it deserves."""
     try:
         return _parse(body, context, seed_key)
     except BodyRefused as refused:
@@ -53,71 +54,138 @@ def parse_completion(body: Json, context: TranslationContext, *, seed_key: str) 
 def _parse(body: Json, context: TranslationContext, seed_key: str) -> Translated:
     check_parameters(body, _KNOWN, _UNSUPPORTED)
     model = required(body, "model", string)
-    prompt_ids = _read_prompt(body, context)
-    max_tokens = optional(body, "max_tokens", integer(1), DEFAULT_MAX_TOKENS)
-    max_tokens = bound_output(len(prompt_ids), max_tokens, context, param="prompt")
-    sampling = read_sampling(
-        body, max_tokens=max_tokens, vocab_size=context.tokenizer.vocab_size, seed_key=seed_key
-    )
-    return Translated(model, prompt_ids, sampling)
-
-
-def _read_prompt(body: Json, context: TranslationContext) -> TokenIds:
-    prompt = required(body, "prompt", _one_prompt)
-    if not prompt:
-        refuse("Invalid 'prompt': the prompt must not be empty.", "prompt", "invalid_value")
-    if isinstance(prompt, str):
-        prompt_ids = context.tokenizer.encode(prompt)
-        if not len(prompt_ids):
-            refuse("Invalid 'prompt': the prompt holds no tokens.", "prompt", "invalid_value")
-        return prompt_ids
-    vocab_size = context.tokenizer.vocab_size
-    for i, token_id in enumerate(prompt):
-        if not 0 <= token_id < vocab_size:
-            param = f"prompt[{i}]"
-            refuse(
-                f"Invalid '{param}': {token_id} is no token id of this model (0 to {vocab_size - 1}).",
-                param,
-                "invalid_value",
-            )
-    return np.array(prompt, dtype=np.int32)
-
-
-def _one_prompt(param: str, value: object) -> str | list[int]:
-    """Text or token ids. Lists of prompts are known, but not run."""
-    if isinstance(value, str):
-        return value
-    if not isinstance(value, list):
-        wrong_type(param, "a string or an array of token ids", value)
-    if value and isinstance(value[0], str | list):
+    prompts = required(body, "prompt", _prompt_forms)
+    num_choices, num_samples = _read_counts(body, len(prompts))
+    logprobs = optional(body, "logprobs", integer(0, 5), None)
+    echo = optional(body, "echo", boolean, False)
+    if echo and logprobs is not None:
         refuse(
-            "Unsupported parameter: 'prompt' takes one prompt a line here, not an array of prompts.",
-            param,
+            "Unsupported parameter: 'echo' does not go with 'logprobs' here, since a prompt's tokens get no "
+            "logprobs; leave one of them out.",
+            "echo",
             "unsupported_parameter",
         )
+    many = prompts is body["prompt"]
+    prompt_ids = tuple(
+        _prompt_ids(f"prompt[{i}]" if many else "prompt", prompt, context) for i, prompt in enumerate(prompts)
+    )
+    max_tokens = optional(body, "max_tokens", integer(1), DEFAULT_MAX_TOKENS)
+    max_tokens = bound_output(max(map(len, prompt_ids)), max_tokens, context, param="prompt")
+    sampling = read_sampling(
+        body,
+        max_tokens=max_tokens,
+        vocab_size=context.tokenizer.vocab_size,
+        seed_key=seed_key,
+        # The likeliest of many samples can be told by nothing else.
+        top_logprobs=0 if logprobs is None and num_samples > num_choices else logprobs,
+    )
+    return Translated(
+        model,
+        prompt_ids,
+        sampling,
+        num_samples=num_samples,
+        num_choices=num_choices,
+        has_logprobs=logprobs is not None,
+        echo=tuple(map(_echo, prompts, prompt_ids, [context] * len(prompts))) if echo else (),
+    )
+
+
+def _read_counts(body: Json, num_prompts: int) -> tuple[int, int]:
+    """Choices and samples of each prompt."""
+    num_choices = read_num_choices(body)
+    best_of = optional(body, "best_of", integer(0, 20), 0) or num_choices
+    if best_of < num_choices:
+        refuse(
+            f"Invalid 'best_of': it must not be less than 'n', but got {best_of} and {num_choices}.",
+            "best_of",
+            "invalid_value",
+        )
+    if num_prompts * best_of > MAX_SAMPLES:
+        refuse(
+            f"Invalid 'prompt': {num_prompts} prompts with {best_of} completions each are more than the "
+            f"{MAX_SAMPLES} completions that one request may ask for; use several requests.",
+            "prompt",
+            "invalid_value",
+        )
+    return num_choices, best_of
+
+
+def _prompt_forms(param: str, value: object) -> list[str | list[Any]]:
+    """A text, token ids, or an array of either: always as an array."""
+    if isinstance(value, str):
+        return [value]
+    if not isinstance(value, list):
+        wrong_type(param, "a string or an array", value)
+    if not value:
+        refuse("Invalid 'prompt': the prompt must not be empty.", param, "invalid_value")
+    kind = type(value[0])
+    if kind not in (str, list):
+        return [value]
     for i, item in enumerate(value):
-        if isinstance(item, bool) or not isinstance(item, int):
-            wrong_type(f"{param}[{i}]", "an integer", item)
+        if not isinstance(item, kind):
+            wrong_type(f"{param}[{i}]", "a string" if kind is str else "an array of token ids", item)
     return value
 
 
+def _prompt_ids(param: str, prompt: str | list[Any], context: TranslationContext) -> TokenIds:
+    if not prompt:
+        refuse(f"Invalid '{param}': the prompt must not be empty.", param, "invalid_value")
+    if isinstance(prompt, str):
+        prompt_ids = context.tokenizer.encode(prompt)
+        if not len(prompt_ids):
+            refuse(f"Invalid '{param}': the prompt holds no tokens.", param, "invalid_value")
+        return prompt_ids
+    vocab_size = context.tokenizer.vocab_size
+    ids = [token_id(f"{param}[{i}]", item, vocab_size) for i, item in enumerate(prompt)]
+    return np.array(ids, dtype=np.int32)
+
+
+def _echo(prompt: str | list[Any], prompt_ids: TokenIds, context: TranslationContext) -> str:
+    return prompt if isinstance(prompt, str) else context.tokenizer.decode(prompt_ids)
+
+
 def completion_body(
-    completion: Completion, *, response_id: str, created: int, model: str, fingerprint: str
+    asked: Translated,
+    completions: Sequence[Completion],
+    *,
+    response_id: str,
+    created: int,
+    fingerprint: str,
 ) -> dict[str, Any]:
-    """The response body of one text completion. `created` is in unix seconds."""
+    """The response body of text completions. `created` is in unix seconds."""
+    chosen = [
+        (text, completion)
+        for number, text in enumerate(asked.echo or [""] * len(asked.prompts))
+        for completion in _best(
+            completions[number * asked.num_samples : (number + 1) * asked.num_samples], asked.num_choices
+        )
+    ]
     return {
         "id": f"cmpl-{response_id}",
         "object": "text_completion",
         "created": created,
-        "model": model,
+        "model": asked.model,
         "choices": [
             {
-                "index": 0,
-                "text": completion.text,
-                "logprobs": None,
+                "index": index,
+                "text": text + completion.text,
+                "logprobs": completion_logprobs(completion.logprobs or ()) if asked.has_logprobs else None,
                 "finish_reason": completion.finish_reason.value,
             }
+            for index, (text, completion) in enumerate(chosen)
         ],
-        "usage": usage_body(completion),
+        "usage": usage_of(asked, completions).as_body(),
         "system_fingerprint": fingerprint,
     }
+
+
+def _best(samples: Sequence[Completion], num_choices: int) -> Sequence[Completion]:
+    """The samples with the highest log probability per token, highest first; as they are if all are asked."""
+    if num_choices == len(samples):
+        return samples
+    return sorted(samples, key=_mean_logprob, reverse=True)[:num_choices]
+
+
+def _mean_logprob(completion: Completion) -> float:
+    logprobs = [token.logprob for token in completion.logprobs or ()]
+    return math.fsum(logprobs) / len(logprobs) if logprobs else -math.inf

@@ -1,5 +1,6 @@
 """The endpoints a batch can name, each with its two translations."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -11,7 +12,13 @@ from engine.request import Completion
 
 class ResponseBuilder(Protocol):
     def __call__(
-        self, completion: Completion, *, response_id: str, created: int, model: str, fingerprint: str
+        self,
+        asked: Translated,
+        completions: Sequence[Completion],
+        *,
+        response_id: str,
+        created: int,
+        fingerprint: str,
     ) -> dict[str, Any]: ...
 
 
@@ -23,7 +30,7 @@ class BodyParser(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """parse: request body to the engine's words. respond: completion to response body."""
+    """parse: request body to the engine's words. respond: completions of its requests to response body."""
 
     parse: BodyParser
     respond: ResponseBuilder

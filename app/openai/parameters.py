@@ -56,6 +56,8 @@ COMMON_HONOURED = frozenset(
         "logit_bias",
         "seed",
         "stop",
+        "n",
+        "logprobs",
         # Extensions, by the names that other engines gave them.
         "top_k",
         "min_p",
@@ -70,7 +72,6 @@ COMMON_HONOURED = frozenset(
 COMMON_IGNORED = frozenset({"user", "metadata", "store"})
 
 COMMON_UNSUPPORTED = {
-    "n": Unsupported(integer(1, 128), (1,)),
     "stream": Unsupported(boolean, (False,)),
     "stream_options": Unsupported(json_object),
     # Extensions of other engines: known, so that the message says what is wrong.
@@ -97,8 +98,13 @@ def check_parameters(body: Json, known: Collection[str], unsupported: dict[str, 
             )
 
 
-def read_sampling(body: Json, *, max_tokens: int, vocab_size: int, seed_key: str) -> SamplingParams:
-    """How to choose tokens. `seed_key` names the request: it seeds one that brings no seed."""
+def read_sampling(
+    body: Json, *, max_tokens: int, vocab_size: int, seed_key: str, top_logprobs: int | None
+) -> SamplingParams:
+    """How to choose tokens. `seed_key` names the request: it seeds one that brings no seed.
+
+    top_logprobs: see SamplingParams; each endpoint has its own way to ask for them.
+    """
     min_tokens = optional(body, "min_tokens", integer(0), 0)
     if min_tokens > max_tokens:
         refuse(
@@ -122,7 +128,12 @@ def read_sampling(body: Json, *, max_tokens: int, vocab_size: int, seed_key: str
         stop_token_ids=optional(body, "stop_token_ids", _stop_token_ids(vocab_size), ()),
         min_tokens=min_tokens,
         ignore_eos=optional(body, "ignore_eos", boolean, False),
+        top_logprobs=top_logprobs,
     )
+
+
+def read_num_choices(body: Json) -> int:
+    return optional(body, "n", integer(1, 128), 1)
 
 
 def _read_seed(body: Json, seed_key: str) -> int:

@@ -187,7 +187,7 @@ def _run_job(
         batch = scheduler.next_batch()
         timing = _Timing(shared_work(batch))
         watch.seconds = 0.0
-        scheduler.commit(batch, runner.run(batch))
+        scheduler.commit(batch, runner.run(batch).token_ids)
         timing.total = time.perf_counter() - started
         timing.layers, timing.head = watch.marks["layers"], watch.marks["head"]
         timing.attention = watch.seconds

@@ -1,13 +1,12 @@
 """Executes one step: rows in, next tokens out."""
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from engine.attention.backend import AttentionBackend
 from engine.attention.interface import STEP_KWARG
+from engine.execution.logprobs import row_logprobs
 from engine.execution.sampler import sample
-from engine.scheduling.batch import StepBatch
+from engine.scheduling.batch import StepBatch, StepTokens
 from engine.staging import to_device
 
 
@@ -20,8 +19,8 @@ class Runner:
         self._device = device
 
     @torch.inference_mode()
-    def run(self, batch: StepBatch) -> NDArray[np.int32]:
-        """The next token of each of the batch's sampled rows, int32 [S]."""
+    def run(self, batch: StepBatch) -> StepTokens:
+        """The next token of each of the batch's sampled rows."""
         columns = (batch.token_ids, batch.positions, batch.sample_rows)
         token_ids, positions, sample_rows = to_device(columns, torch.int64, self._device)
         logits = self._model(
@@ -31,4 +30,5 @@ class Runner:
             use_cache=False,
             **{STEP_KWARG: self._attention.plan(batch)},
         ).logits[0]
-        return sample(logits, batch)
+        sampled = sample(logits, batch)
+        return StepTokens(sampled, row_logprobs(logits, sampled, batch.special))

@@ -31,6 +31,33 @@ class SpecialRow:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class RowLogprobs:
+    """Natural log probabilities of one sampled row.
+
+    index: of the row among the sampled rows.
+    logprob: of the token that was chosen.
+    top_ids: int32 [K], the likeliest tokens, likeliest first; top: float32 [K], theirs.
+    """
+
+    index: int
+    logprob: float
+    top_ids: Ints
+    top: NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StepTokens:
+    """What a step came to.
+
+    token_ids: int32 [S], the next token of each sampled row.
+    logprobs: of the rows that ask, in row order.
+    """
+
+    token_ids: TokenIds
+    logprobs: tuple[RowLogprobs, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class StepBatch:
     """The step's rows, the segments they read, and the rows that are sampled.
 

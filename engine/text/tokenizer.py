@@ -36,7 +36,10 @@ class Tokenizer:
         self.vocab_size = len(self._tokenizer)
         self.special_token_ids = frozenset(self._tokenizer.all_special_ids)
         self.eos_token_ids = _generation_eos(model_dir) | _as_ids(self._tokenizer.eos_token_id)
-        control_tokens = sorted(self._tokenizer.get_added_vocab(), key=len, reverse=True)
+        decoder = self._tokenizer.backend_tokenizer.decoder
+        self._is_byte_level = decoder is not None and b'"ByteLevel"' in decoder.__getstate__()
+        self._added_tokens = frozenset(self._tokenizer.get_added_vocab())
+        control_tokens = sorted(self._added_tokens, key=len, reverse=True)
         self._control_token = re.compile("|".join(map(re.escape, control_tokens)) or "(?!)")
 
     def encode(self, text: str) -> TokenIds:
@@ -73,12 +76,37 @@ class Tokenizer:
         )
         return text
 
+    def token_bytes(self, token_id: int) -> bytes:
+        """The bytes that a token stands for; of a control token its spelling, of an unused id none."""
+        piece = self._tokenizer.convert_ids_to_tokens(token_id)
+        if piece is None:
+            return b""
+        if piece in self._added_tokens:
+            return str(piece).encode()
+        if self._is_byte_level:
+            return bytes(_BYTE_OF_CHARACTER[character] for character in piece)
+        if byte := re.fullmatch(
+            "<0x([0-9A-F]{2})>", piece
+        ):  # how SentencePiece spells what it has no word for
+            return bytes.fromhex(byte[1])
+        return str(piece).replace("\u2581", " ").encode()
+
     def _has_control_token(self, value: Any) -> bool:
         if isinstance(value, str):
             return self._control_token.search(value) is not None
         if isinstance(value, Mapping):
             return any(map(self._has_control_token, value.values()))
         return isinstance(value, Sequence) and any(map(self._has_control_token, value))
+
+
+def _byte_of_character() -> dict[str, int]:
+    """How byte-level BPE spells bytes: printable Latin-1 as itself, the rest from U+0100 on (GPT-2)."""
+    plain = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    others = [byte for byte in range(256) if byte not in plain]
+    return {chr(byte): byte for byte in plain} | {chr(256 + n): byte for n, byte in enumerate(others)}
+
+
+_BYTE_OF_CHARACTER = _byte_of_character()
 
 
 def _generation_eos(model_dir: Path) -> frozenset[int]:

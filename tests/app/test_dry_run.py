@@ -57,6 +57,16 @@ def test_lines_that_would_fail_are_told_and_the_rest_is_priced(tmp_path: Path, m
     assert "The file would be refused: 1 invalid" in summary(plan)
 
 
+def test_each_choice_is_priced_and_each_line_told_once(tmp_path: Path, model_dir: Path) -> None:
+    lines = [_line("many", [[3] * 40, [4] * 50], n=2), _line("one", [3] * 20)]
+    plan = _plan(tmp_path / "in.jsonl", lines, model_dir)
+    assert plan.estimate.requests == 5
+    told = [(prompt.custom_id, prompt.prompt_tokens) for prompt in plan.longest_prompts]
+    assert told == [("many", 50), ("one", 20)]
+    small = _plan(tmp_path / "in.jsonl", lines, model_dir, kv_memory=16 * 3 * 57_344)
+    assert [line.custom_id for line in small.failing] == ["many"]
+
+
 def test_what_kv_memory_cannot_hold_fails_too(tmp_path: Path, model_dir: Path) -> None:
     kv_memory = 16 * 20 * 57_344  # 20 pages of this model
     lines = [_line("fits", [3] * 40), _line("does not", [3] * 310)]

@@ -59,7 +59,7 @@ def test_a_job_from_file_to_file(job: Job, settings: Settings) -> None:
 
 
 def test_body_errors_go_to_the_error_file(job: Job, settings: Settings) -> None:
-    job.input.write_bytes(input_file([chat("a"), chat("b", temperature=9), chat("c", n=3)]))
+    job.input.write_bytes(input_file([chat("a"), chat("b", temperature=9), chat("c", audio={})]))
     report = run(job, settings)
     assert (report.completed, report.failed) == (1, 2)
     assert read(job.output).keys() == {"r0"}
@@ -155,7 +155,7 @@ def test_an_earlier_error_file_does_not_stay(job: Job, settings: Settings) -> No
 
 
 def test_where_every_line_fails_the_output_is_empty(job: Job, settings: Settings) -> None:
-    job.input.write_bytes(input_file([chat("a", n=2)]))
+    job.input.write_bytes(input_file([chat("a", temperature=9)]))
     assert run(job, settings).failed == 1
     assert job.output.read_bytes() == b""
     assert read(job.errors).keys() == {"r0"}
@@ -166,7 +166,7 @@ def report_to_user(job: Job, settings: Settings, **options: Any) -> int:
 
 
 def test_the_json_is_one_last_line(job: Job, settings: Settings, capsys: pytest.CaptureFixture[str]) -> None:
-    job.input.write_bytes(input_file([chat("a"), chat("b", n=2)]))
+    job.input.write_bytes(input_file([chat("a"), chat("b", temperature=9)]))
     assert report_to_user(job, settings, as_json=True) == 0
     printed = capsys.readouterr()
     assert printed.err == ""
@@ -177,7 +177,7 @@ def test_the_json_is_one_last_line(job: Job, settings: Settings, capsys: pytest.
 
 
 def test_the_summary_names_failures(job: Job, settings: Settings, capsys: pytest.CaptureFixture[str]) -> None:
-    job.input.write_bytes(input_file([chat("a"), chat("b", n=2)]))
+    job.input.write_bytes(input_file([chat("a"), chat("b", temperature=9)]))
     assert report_to_user(job, settings, as_json=False) == 0
     printed = capsys.readouterr()
     assert printed.out == ""

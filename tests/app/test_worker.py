@@ -99,6 +99,48 @@ def test_completions_endpoint(
     ]
 
 
+def test_a_line_of_many_requests_has_one_result(
+    database: Database, storage: Storage, make_worker: Callable[[FakeEngine], Worker]
+) -> None:
+    bodies = [
+        {"model": "m", "prompt": ["abc", "xy"], "n": 3, "best_of": 3},
+        {"model": "m", "prompt": "q"},
+        {"model": "m", "prompt": ["ok", "z" * 100], "max_tokens": 1},  # the second never fits
+    ]
+    batch_id = batch_to_run(database, storage, bodies, "/v1/completions")
+    engine = FakeEngine(kv_tokens=90, per_step=2)
+    make_worker(engine).run(threading.Event(), until_idle=True)
+    results = results_of(database, batch_id)
+    first = results["r0"]["response"]["body"]
+    assert [(one["index"], one["text"]) for one in first["choices"]] == list(
+        enumerate(["cba"] * 3 + ["yx"] * 3)
+    )
+    assert (first["usage"]["prompt_tokens"], first["usage"]["completion_tokens"]) == (5, 15)
+    assert results["r1"]["response"]["body"]["choices"][0]["text"] == "q"
+    assert results["r2"]["response"]["body"]["error"]["code"] == "context_length_exceeded"
+    assert not engine.has_work
+    assert engine.starts.total() == 7  # of the line that is refused nothing runs
+    batch = read_batch(database, batch_id)
+    assert (batch.completed, batch.failed, batch.input_tokens, batch.output_tokens) == (2, 1, 6, 16)
+    assert all(line.attempts == 1 for line in lines_of(database, batch_id))
+
+
+def test_a_line_of_many_requests_leaves_and_comes_back_whole(
+    database: Database, storage: Storage, make_worker: Callable[[FakeEngine], Worker]
+) -> None:
+    """The worker stops while some of its requests are finished: all run again, as the first attempt."""
+    batch_id = batch_to_run(database, storage, [chat("long", n=40)])
+    engine = FakeEngine(per_step=1, step_seconds=0.02)
+    with running(make_worker(engine)):
+        wait_until(lambda: engine.starts.total() > 3)
+    assert engine.starts.total() < 40
+    assert results_of(database, batch_id) == {}
+    assert [line.attempts for line in lines_of(database, batch_id)] == [0]
+    make_worker(FakeEngine()).run(threading.Event(), until_idle=True)
+    (result,) = results_of(database, batch_id).values()
+    assert len(result["response"]["body"]["choices"]) == 40
+
+
 def test_lines_that_cannot_run_become_400_lines(
     database: Database, storage: Storage, make_worker: Callable[[FakeEngine], Worker]
 ) -> None:
@@ -272,7 +314,7 @@ def test_two_workers_on_postgres_share_the_batches(
 def test_outages_lose_and_double_nothing(
     database: Database, database_url: str, storage: Storage, settings: Settings
 ) -> None:
-    batch_id = batch_to_run(database, storage, [chat("a", n=1 + (i % 7 == 0)) for i in range(200)])
+    batch_id = batch_to_run(database, storage, [chat("a", temperature=9 * (i % 7 == 0)) for i in range(200)])
     flaky = FlakyDatabase(database_url)
     flaky.is_away = True
     engine = FakeEngine(step_seconds=0.01, per_step=1)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from benchmarks.bench_ablation import VARIANTS, make_job, run
+from engine.scheduling.batch import StepTokens
 
 
 @pytest.fixture(scope="module")
@@ -11,7 +12,7 @@ def results():
     requests, lengths = make_job(seed=0)
 
     def run_step(batch):
-        return np.ones(len(batch.request_ids), dtype=np.int32)
+        return StepTokens(np.ones(len(batch.request_ids), dtype=np.int32))
 
     return {name: run(requests, lengths, run_step, variant) for name, variant in VARIANTS.items()}
 

@@ -1,12 +1,16 @@
 """Sampling through the whole engine on a tiny model: against transformers, and the same wherever it runs."""
 
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from app.openai.body import Translated
+from engine.build import build_engine
+from engine.config import EngineConfig
 from engine.execution.sampler import sample
 from engine.request import FinishReason, Request, SamplingParams
 from tests.engine.execution.sampled_rows import sampled_rows
@@ -151,3 +155,89 @@ def test_a_seed_gives_the_same_text_wherever_it_runs(tiny_llama_dir, model, monk
                 assert _is_near_tie(model, request, ours, theirs), (name, request.request_id)
     print(f"{num_different} of {len(runs) * NUM_REQUESTS} texts differ, each at a near tie")
     assert len({tuple(one.output_ids.tolist()) for one in alone.values()}) > 90  # seeds do matter
+
+
+def _exact_logprobs(model, prompt: np.ndarray, output: list[int]) -> np.ndarray:
+    """[num_output_tokens, vocab]: log-softmax of the logits before each output token, by transformers."""
+    ids = torch.from_numpy(np.concatenate([prompt, output]).astype(np.int64))[None]
+    with torch.inference_mode():
+        return torch.log_softmax(model(ids).logits[0, len(prompt) - 1 : -1], -1).numpy()
+
+
+def test_logprobs_are_those_of_transformers(tiny_llama_dir, model, monkeypatch):
+    """Raw ones, whatever is done to the logits afterwards; in a crowd, with preemptions."""
+    monkeypatch.setattr("engine.planning.lengths.PRIOR_TOKENS", 2)
+    engine = tiny_engine(tiny_llama_dir, kv_tokens=200)
+    requests = [
+        Request(one.request_id, one.prompt_ids, replace(one.sampling, top_logprobs=one.request_id % 4 + 1))
+        for one in _requests()
+    ]
+    done = run(engine, [*requests, Request(NUM_REQUESTS, PROMPT, SamplingParams(max_tokens=5))])
+    assert engine.stats.preemptions > 0
+    assert done[NUM_REQUESTS].logprobs is None
+    for request in requests:
+        completion = done[request.request_id]
+        output = completion.output_ids.tolist()
+        exact = _exact_logprobs(model, request.prompt_ids, output)
+        ended = completion.finish_reason is FinishReason.STOP
+        assert len(completion.logprobs) == len(output) - ended
+        for row, token_id, told in zip(exact, output, completion.logprobs, strict=False):
+            assert told.logprob == pytest.approx(row[token_id], abs=1e-4)
+            num_top = request.sampling.top_logprobs
+            assert [value for _, value in told.top] == pytest.approx(np.sort(row)[::-1][:num_top], abs=1e-4)
+            assert told.top[0][0] == engine.tokenizer.token_bytes(int(row.argmax()))
+        assert (
+            b"".join(told.token for told in completion.logprobs)
+            .decode(errors="replace")
+            .startswith(completion.text[:1])
+        )
+
+
+@pytest.mark.long
+def test_logprobs_of_the_real_model_are_those_of_transformers(smollm2_dir):
+    config = EngineConfig(str(smollm2_dir), kv_memory_bytes=64 << 20)
+    engine = build_engine(config)
+    questions = ["What is the capital of France?", "Write a haiku about é and 😀.", "List five primes."]
+    prompts = [engine.tokenizer.render_chat([{"role": "user", "content": text}]) for text in questions]
+    requests = [
+        Request(index, prompts[index % 3], SamplingParams(max_tokens=24, seed=index, top_logprobs=20))
+        for index in range(12)
+    ]
+    done = run(engine, requests)
+    model = AutoModelForCausalLM.from_pretrained(smollm2_dir, dtype=torch.float32)
+    for request in requests:
+        output = done[request.request_id].output_ids.tolist()
+        exact = _exact_logprobs(model, request.prompt_ids, output)
+        for row, token_id, told in zip(exact, output, done[request.request_id].logprobs, strict=False):
+            assert told.logprob == pytest.approx(row[token_id], abs=1e-4)
+            assert [value for _, value in told.top] == pytest.approx(np.sort(row)[::-1][:20], abs=1e-4)
+
+
+def test_logprobs_end_where_the_text_does(answer):
+    free = answer(top_logprobs=0)
+    assert b"".join(token.token for token in free.logprobs).decode(errors="replace") == free.text
+    # Not behind a broken character, of which nobody knows where it ends.
+    start = next(i for i in range(4, 20) if free.text[i - 2 : i + 2].isascii())
+    stop = free.text[start : start + 2]
+    cut = answer(top_logprobs=0, stop=(stop,))
+    shown = b"".join(token.token for token in cut.logprobs).decode(errors="replace")
+    assert shown.startswith(cut.text)
+    assert all(token.offset < len(cut.text) for token in cut.logprobs)
+    assert len(cut.logprobs) < len(cut.output_ids)
+    by_token = answer(top_logprobs=0, stop_token_ids=(int(free.output_ids[10]),))
+    assert len(by_token.logprobs) == len(by_token.output_ids) - 1
+    assert len(answer(top_logprobs=0, logit_bias=((2, 100.0),), ignore_eos=False).logprobs) == 0
+
+
+def test_siblings_compute_their_prompt_once(tiny_llama_dir):
+    """All but its last token, of which each samples for itself."""
+    prompt = np.array([random.Random(2).randrange(3, 320) for _ in range(200)], np.int32)
+    asked = Translated("m", (prompt,), SamplingParams(max_tokens=8, seed=4), num_samples=8, num_choices=8)
+    engine = tiny_engine(tiny_llama_dir)
+    done = run(engine, asked.requests(range(8)))
+    assert engine.stats.prompt_tokens == 8 * 200
+    assert engine.stats.computed_prompt_tokens == 199 + 8
+    assert len({done[index].text for index in range(8)}) == 8
+    assert sorted(done[index].num_cached_tokens for index in range(8))[0] == 0
+    single = tiny_engine(tiny_llama_dir)
+    assert run(single, replace(asked, num_samples=1, num_choices=1).requests([0]))[0].text == done[0].text

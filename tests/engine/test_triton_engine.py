@@ -87,4 +87,4 @@ def test_the_fullest_step_runs(model):
     _, loaded = model
     batch = fullest_step(num_rows=10, page_size=4)
     runner = make_runner(loaded, _triton_attention, len(batch.page_ids), page_size=4)
-    assert runner.run(batch).shape == (10,)
+    assert runner.run(batch).token_ids.shape == (10,)

@@ -1,5 +1,7 @@
 """Every field of contract 10.1: honoured, ignored, or a 400 that says why."""
 
+import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -8,7 +10,7 @@ from openai.types.chat import ChatCompletion
 
 from app.openai.body import BodyError, Translated, TranslationContext
 from app.openai.chat import chat_body, parse_chat
-from engine.request import Completion, FinishReason
+from engine.request import Completion, FinishReason, TokenLogprob
 from tests.fakes import ByteTokenizer
 
 CONTEXT = TranslationContext(ByteTokenizer(), max_context=200)
@@ -27,7 +29,8 @@ def accepted(body: dict[str, Any], context: TranslationContext = CONTEXT) -> Tra
 
 
 def prompt_text(translated: Translated) -> str:
-    return ByteTokenizer().decode(translated.prompt_ids)
+    (prompt_ids,) = translated.prompts
+    return ByteTokenizer().decode(prompt_ids)
 
 
 def test_defaults() -> None:
@@ -63,6 +66,9 @@ def test_defaults() -> None:
         ({"top_k": 5}, "top_k", 5),
         ({"top_k": -1}, "top_k", 0),
         ({"min_p": 0.1}, "min_p", 0.1),
+        ({"logprobs": True}, "top_logprobs", 0),
+        ({"logprobs": True, "top_logprobs": 20}, "top_logprobs", 20),
+        ({"logprobs": False}, "top_logprobs", None),
         ({"min_tokens": 3}, "min_tokens", 3),
         ({"stop_token_ids": [1, 255]}, "stop_token_ids", (1, 255)),
     ],
@@ -109,17 +115,15 @@ def test_honoured(body: dict[str, Any], field: str, value: object) -> None:
 def test_changes_nothing(body: dict[str, Any]) -> None:
     plain, given = accepted({}), accepted(body)
     assert given.sampling == plain.sampling
-    assert np.array_equal(given.prompt_ids, plain.prompt_ids)
+    assert np.array_equal(given.prompts[0], plain.prompts[0])
+    assert (given.num_samples, given.num_choices, given.has_logprobs) == (1, 1, False)
 
 
 @pytest.mark.parametrize(
     "body",
     [
-        {"n": 2},
         {"stream": True},
         {"stream_options": {"include_usage": True}},
-        {"logprobs": True},
-        {"top_logprobs": 3},
         {"response_format": {"type": "json_object"}},
         {"tools": [{"type": "function", "function": {"name": "f"}}]},
         {"tool_choice": "required"},
@@ -228,6 +232,11 @@ MESSAGE = "messages[0]"
         ({"stop_token_ids": [1, 256]}, "invalid_value", "stop_token_ids[1]"),
         ({"n": 0}, "invalid_value", "n"),
         ({"n": "2"}, "invalid_type", "n"),
+        ({"n": 129}, "invalid_value", "n"),
+        ({"logprobs": 1}, "invalid_type", "logprobs"),
+        ({"top_logprobs": 3}, "invalid_value", "top_logprobs"),
+        ({"top_logprobs": 0, "logprobs": False}, "invalid_value", "top_logprobs"),
+        ({"top_logprobs": 21, "logprobs": True}, "invalid_value", "top_logprobs"),
         ({"stream": "yes"}, "invalid_type", "stream"),
         ({"presence_penalty": 3}, "invalid_value", "presence_penalty"),
         ({"top_logprobs": 21}, "invalid_value", "top_logprobs"),
@@ -297,16 +306,65 @@ def test_a_seed_of_its_own_stays_the_same_and_differs_by_request() -> None:
     assert 0 <= seed("batch_1:a") < 2**63
 
 
+def test_choices_are_requests_with_seeds_of_their_own() -> None:
+    translated = accepted({"n": 3, "seed": 2**63 - 1, "logprobs": True})
+    requests = translated.requests([7, 8, 9])
+    assert [request.request_id for request in requests] == [7, 8, 9]
+    assert all(request.prompt_ids is translated.prompts[0] for request in requests)
+    seeds = [request.sampling.seed for request in requests]
+    assert seeds[0] == accepted({"seed": 2**63 - 1}).requests([7])[0].sampling.seed
+    assert len(set(seeds)) == 3
+    assert all(0 <= seed < 2**64 for seed in seeds)
+    assert {replace(request.sampling, seed=0) for request in requests} == {
+        replace(translated.sampling, seed=0)
+    }
+
+
+def completion(text: str, num_cached: int = 4, **changes: Any) -> Completion:
+    ids = np.arange(len(text), dtype=np.int32)
+    return replace(Completion(7, ids, text, FinishReason.LENGTH, 22, num_cached), **changes)
+
+
 def test_response_body_is_what_the_sdk_reads() -> None:
-    completion = Completion(7, np.array([5, 6], np.int32), "Hi", FinishReason.LENGTH, 22, 4)
-    body = chat_body(completion, response_id="1", created=9, model="m", fingerprint="fp_1")
+    body = chat_body(accepted({}), [completion("Hi")], response_id="1", created=9, fingerprint="fp_1")
     assert " ".join(body) == "id object created model choices usage service_tier system_fingerprint"
     assert " ".join(body["choices"][0]) == "index message logprobs finish_reason"
     assert " ".join(body["choices"][0]["message"]) == "role content refusal annotations"
     parsed = ChatCompletion.model_validate(body, strict=True)
     assert parsed.choices[0].message.content == "Hi"
     assert parsed.choices[0].finish_reason == "length"
+    assert parsed.choices[0].logprobs is None
     assert parsed.usage is not None
     assert parsed.usage.total_tokens == 24
     assert parsed.usage.prompt_tokens_details is not None
     assert parsed.usage.prompt_tokens_details.cached_tokens == 4
+
+
+def test_usage_counts_the_prompt_once() -> None:
+    """Of the cached tokens those that siblings computed for each other are none."""
+    completions = [completion("Hi", num_cached=21), completion("Hey", num_cached=4)]
+    body = chat_body(accepted({"n": 2}), completions, response_id="1", created=9, fingerprint="fp_1")
+    parsed = ChatCompletion.model_validate(body, strict=True)
+    assert [(one.index, one.message.content) for one in parsed.choices] == [(0, "Hi"), (1, "Hey")]
+    assert parsed.usage is not None
+    assert (parsed.usage.prompt_tokens, parsed.usage.completion_tokens) == (22, 5)
+    assert parsed.usage.prompt_tokens_details is not None
+    assert parsed.usage.prompt_tokens_details.cached_tokens == 4
+
+
+def test_logprobs_are_what_the_sdk_reads() -> None:
+    tokens = (
+        TokenLogprob(b"Hi", -0.5, ((b"Hi", -0.5), (b"\xe2\x82", -1.0)), 0),
+        TokenLogprob(b"!", -math.inf, (), 2),
+    )
+    asked = accepted({"logprobs": True, "top_logprobs": 2})
+    answer = completion("Hi!", logprobs=tokens)
+    body = chat_body(asked, [answer], response_id="1", created=9, fingerprint="fp_1")
+    parsed = ChatCompletion.model_validate(body, strict=True)
+    assert parsed.choices[0].logprobs is not None
+    assert parsed.choices[0].logprobs.content is not None
+    first, second = parsed.choices[0].logprobs.content
+    assert (first.token, first.logprob, first.bytes) == ("Hi", -0.5, [72, 105])
+    assert [top.bytes for top in first.top_logprobs] == [[72, 105], [0xE2, 0x82]]
+    assert first.top_logprobs[1].token == "\ufffd"
+    assert (second.logprob, second.top_logprobs) == (-9999.0, [])
