@@ -23,6 +23,7 @@ from app.outage import OUTAGE, is_full, trouble
 from app.settings import Settings
 from app.storage import Storage
 from app.validation import validate_batch
+from app.webhooks import Sender
 
 _log = logging.getLogger(__name__)
 
@@ -45,15 +46,26 @@ class Keeper:
         self._stop = threading.Event()
 
     def run(self, stop_event: threading.Event) -> None:
-        """Migrate, then tick until `stop_event` is set, through outages of the database. StartupError."""
+        """Migrate, then tick and send webhooks until `stop_event` is set, through outages of the database.
+
+        Raises StartupError, and SenderFailed.
+        """
         migrate(self._database)
         self._stop = stop_event
+        sender = Sender(self._database, allow_private=self._settings.webhook_private_targets)
+        try:
+            self._work(stop_event, sender)
+        finally:
+            sender.close()
+
+    def _work(self, stop_event: threading.Event, sender: Sender) -> None:
         back_off = _IDLE_SECONDS
         duties = [
             _Periodic(self.sweep, _SWEEP_INTERVAL_SECONDS),
             _Periodic(self.tidy, _TIDY_INTERVAL_SECONDS),
         ]
         while not stop_event.is_set():
+            sender.check()
             try:
                 delay = 0.0 if self.tick() else _IDLE_SECONDS
                 for duty in duties:

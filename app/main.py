@@ -12,7 +12,7 @@ from fastapi import FastAPI
 from sqlalchemy import inspect
 from sqlalchemy.exc import SQLAlchemyError
 
-from app.api import batches, files, health, models, results, uploads
+from app.api import batches, files, health, models, results, uploads, webhooks
 from app.api.authentication import Authentication
 from app.api.deps import Service
 from app.api.description import ERRORS, DescribedApi
@@ -42,7 +42,7 @@ def create_app(
         generate_unique_id_function=lambda route: route.name,
     )
     app.state.service = Service(settings, database, storage, started_at=int(time.time()))
-    for module in (files, uploads, batches, results, models, health):
+    for module in (files, uploads, batches, results, webhooks, models, health):
         app.include_router(module.router, responses=ERRORS)
     install_error_handlers(app)
     app.add_middleware(Authentication, database=database, on_loopback=is_loopback(settings.host))

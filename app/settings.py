@@ -94,6 +94,9 @@ class Settings(BaseSettings):
     single_model: bool = False  # refuse a file whose requests name several models
     input_retention_seconds: int = Field(default=30 * DAY_SECONDS, gt=0)
     output_retention_seconds: int = Field(default=30 * DAY_SECONDS, gt=0)
+    webhook_private_targets: bool = (
+        False  # send webhooks to addresses that are not public, such as this machine
+    )
 
     @property
     def served_model(self) -> str:

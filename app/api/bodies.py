@@ -4,6 +4,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
+from app.outbound import MAX_URL_CHARS
+
 PURPOSES = ("batch",)
 ENDPOINTS = ("/v1/chat/completions", "/v1/completions")
 
@@ -59,4 +61,40 @@ class BatchCreate(RequestBody):
     priority: Annotated[int, Field(ge=-MAX_PRIORITY, le=MAX_PRIORITY)] = 0
 
 
-REQUEST_BODIES: tuple[type[RequestBody], ...] = (UploadCreate, UploadComplete, BatchCreate)
+WebhookName = Annotated[str, StringConstraints(pattern=r"^[^\x00]{1,256}$")]
+WebhookUrl = Annotated[
+    str, StringConstraints(max_length=MAX_URL_CHARS), Field(json_schema_extra={"format": "uri"})
+]
+WebhookEventType = Literal["batch.cancelled", "batch.completed", "batch.expired", "batch.failed"]
+WebhookEventTypes = Annotated[list[WebhookEventType], Field(min_length=1)]
+
+
+class WebhookCreate(RequestBody):
+    name: WebhookName
+    url: WebhookUrl
+    event_types: WebhookEventTypes
+
+
+class WebhookUpdate(RequestBody):
+    name: WebhookName | None = None
+    url: WebhookUrl | None = None
+    event_types: WebhookEventTypes | None = None
+
+
+class WebhookRotate(RequestBody):
+    keep_old_secret_active_for_24_hours: bool = False
+
+
+class WebhookTest(RequestBody):
+    event_type: WebhookEventType
+
+
+REQUEST_BODIES: tuple[type[RequestBody], ...] = (
+    UploadCreate,
+    UploadComplete,
+    BatchCreate,
+    WebhookCreate,
+    WebhookUpdate,
+    WebhookRotate,
+    WebhookTest,
+)

@@ -51,6 +51,12 @@ _LINKS: dict[str, dict[str, dict[str, Any]]] = {
         "stream_results": {"parameters": {"batch_id": _ID}},
         "delete_batch": {"parameters": {"batch_id": _ID}},
     },
+    "create_webhook_endpoint": {
+        "retrieve_webhook_endpoint": {"parameters": {"webhook_endpoint_id": _ID}},
+        "update_webhook_endpoint": {"parameters": {"webhook_endpoint_id": _ID}},
+        "rotate_webhook_secret": {"parameters": {"webhook_endpoint_id": _ID}},
+        "delete_webhook_endpoint": {"parameters": {"webhook_endpoint_id": _ID}},
+    },
 }
 
 

@@ -1,11 +1,11 @@
 """The objects of the wire. Every documented key is always there; what is absent is null."""
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from app.db.models import Batch, File, Upload, UploadPart
+from app.db.models import Batch, File, Upload, UploadPart, WebhookEndpoint
 from app.db.uploads import UploadStatus
 from app.lifecycle import BatchStatus
 
@@ -191,6 +191,55 @@ class BatchDeleted(WireObject):
     deleted: Literal[True] = True
 
 
+class WebhookEndpointObject(WireObject):
+    """`disabled_at` is ours: nothing is sent since then, until the endpoint is updated."""
+
+    id: str
+    object: Literal["webhook_endpoint"] = "webhook_endpoint"
+    name: str
+    url: str
+    event_types: list[str]
+    created_at: int
+    updated_at: int
+    signing_secret_hint: str
+    disabled_at: int | None
+
+    @classmethod
+    def of(cls, row: WebhookEndpoint) -> "WebhookEndpointObject":
+        return cls(**_endpoint_fields(row))
+
+
+class WebhookEndpointWithSecret(WebhookEndpointObject):
+    """Only the making of an endpoint and the rotation of its secret tell the secret."""
+
+    signing_secret: str
+
+    @classmethod
+    def of(cls, row: WebhookEndpoint) -> "WebhookEndpointWithSecret":
+        return cls(**_endpoint_fields(row), signing_secret=row.secret)
+
+
+class WebhookEndpointDeleted(WireObject):
+    id: str
+    object: Literal["webhook_endpoint.deleted"] = "webhook_endpoint.deleted"
+    deleted: Literal[True] = True
+
+
+class WebhookEndpointTestResult(WireObject):
+    """An answer came, whichever: `status_code` is its."""
+
+    object: Literal["webhook_endpoint.test"] = "webhook_endpoint.test"
+    webhook_endpoint_id: str
+    event_type: str
+    status_code: int
+    success: Literal[True] = True
+
+
+class WebhookEventTypeList(WireObject):
+    object: Literal["list"] = "list"
+    data: list[str]
+
+
 class ModelObject(WireObject):
     id: str
     object: Literal["model"] = "model"
@@ -232,6 +281,27 @@ class BatchList(WireObject):
         return cls(data=data, first_id=first_id, last_id=last_id, has_more=has_more)
 
 
+class WebhookEndpointList(WireObject):
+    object: Literal["list"] = "list"
+    data: list[WebhookEndpointObject]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool
+
+    @classmethod
+    def of(cls, rows: Sequence[WebhookEndpoint], has_more: bool) -> "WebhookEndpointList":
+        first_id, last_id = _ends(rows)
+        data = [WebhookEndpointObject.of(row) for row in rows]
+        return cls(data=data, first_id=first_id, last_id=last_id, has_more=has_more)
+
+
+def _endpoint_fields(row: WebhookEndpoint) -> dict[str, Any]:
+    names = ("id", "name", "url", "event_types", "created_at", "updated_at", "disabled_at")
+    return {name: getattr(row, name) for name in names} | {
+        "signing_secret_hint": f"whsec_...{row.secret[-4:]}"
+    }
+
+
 def _usage(row: Batch) -> BatchUsage | None:
     """None until the input is validated: a batch that fails there has used nothing."""
     if row.total == 0:
@@ -244,5 +314,7 @@ def _usage(row: Batch) -> BatchUsage | None:
     )
 
 
-def _ends(rows: Sequence[File] | Sequence[Batch]) -> tuple[str | None, str | None]:
+def _ends(
+    rows: Sequence[File] | Sequence[Batch] | Sequence[WebhookEndpoint],
+) -> tuple[str | None, str | None]:
     return (rows[0].id, rows[-1].id) if rows else (None, None)

@@ -7,6 +7,7 @@ from typing import Any
 from sqlalchemy import CursorResult, and_, delete, or_, select, update
 from sqlalchemy.orm import Session
 
+from app.db.deliveries import announce
 from app.db.ids import new_id
 from app.db.models import Batch
 from app.db.pages import page_of
@@ -118,7 +119,8 @@ def transition(
 ) -> bool:
     """Move the batch from `old` to `new`, stamp the time and set `columns`, if it is in `old` and `epoch`.
 
-    Returns whether it was. Raises ValueError if the life of a batch has no such step.
+    Returns whether it was; the owner's webhooks then hear of an end. Raises ValueError if the life of a
+    batch has no such step.
     """
     if new not in TRANSITIONS[old]:
         raise ValueError(f"a batch cannot go from {old} to {new}")
@@ -126,7 +128,11 @@ def transition(
     if epoch is not None:
         statement = statement.where(Batch.epoch == epoch)
     columns |= {"status": new, timestamp_column(new): unix_now()}
-    return changed_rows(session, statement.values(columns)) == 1
+    if changed_rows(session, statement.values(columns)) == 0:
+        return False
+    if new in TERMINAL:
+        announce(session, batch_id, new)
+    return True
 
 
 def request_cancel(session: Session, batch_id: str) -> Batch | None:

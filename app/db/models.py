@@ -208,3 +208,42 @@ class Worker(Base):
     id: Mapped[str] = mapped_column(String(64), primary_key=True)
     models: Mapped[list[str]] = mapped_column(Json)  # names that it serves
     seen_at: Mapped[int] = mapped_column(BigInteger)
+
+
+class WebhookEndpoint(Owned, Base):
+    """Where a tenant wants to hear of its batches. Secrets are kept as they are: signing needs them."""
+
+    __tablename__ = "webhook_endpoints"
+
+    id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    name: Mapped[str] = mapped_column(Text)
+    url: Mapped[str] = mapped_column(Text)
+    event_types: Mapped[list[str]] = mapped_column(Json)
+    secret: Mapped[str] = mapped_column(String(64))
+    old_secret: Mapped[str | None] = mapped_column(String(64))  # signs as well, until the time below
+    old_secret_expires_at: Mapped[int | None] = mapped_column(BigInteger)
+    created_at: Mapped[int] = mapped_column(BigInteger)
+    updated_at: Mapped[int] = mapped_column(BigInteger)
+    num_given_up: Mapped[int] = mapped_column(Integer, default=0)  # deliveries, since the last that arrived
+    disabled_at: Mapped[int | None] = mapped_column(BigInteger)  # nothing is sent while this is set
+
+    __table_args__ = (Index("ix_webhook_endpoints_owner_created_at_id", "owner", "created_at", "id"),)
+
+
+class WebhookDelivery(Base):
+    """An event on its way to one endpoint. `next_attempt_at` is None once it has arrived or is given up."""
+
+    __tablename__ = "webhook_deliveries"
+
+    id: Mapped[int] = mapped_column(BigId, primary_key=True, autoincrement=True)
+    endpoint_id: Mapped[str] = mapped_column(
+        ForeignKey("webhook_endpoints.id", ondelete="CASCADE"), index=True
+    )
+    event_id: Mapped[str] = mapped_column(String(64))  # the same at every attempt and every endpoint
+    event_type: Mapped[str] = mapped_column(String(32))
+    batch_id: Mapped[str] = mapped_column(String(64))
+    created_at: Mapped[int] = mapped_column(BigInteger, index=True)
+    num_attempts: Mapped[int] = mapped_column(Integer, default=0)
+    next_attempt_at: Mapped[int | None] = mapped_column(BigInteger, index=True)
+    delivered_at: Mapped[int | None] = mapped_column(BigInteger)
+    last_answer: Mapped[str | None] = mapped_column(Text)  # a status code, or why there was none

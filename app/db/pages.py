@@ -6,9 +6,9 @@ from typing import Literal, TypeVar
 from sqlalchemy import Select, tuple_
 from sqlalchemy.orm import Session
 
-from app.db.models import Batch, File
+from app.db.models import Batch, File, WebhookEndpoint
 
-Row = TypeVar("Row", File, Batch)
+Row = TypeVar("Row", File, Batch, WebhookEndpoint)
 
 
 class UnknownCursor(Exception):

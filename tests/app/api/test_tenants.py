@@ -88,7 +88,11 @@ def tenants(server: Server) -> Tenants:
         bytes=4, filename=f"{SECRET}.jsonl", mime_type="application/jsonl", purpose="batch"
     )
     part = alice.uploads.parts.create(upload.id, data=b"{}")
-    return Tenants(server, alice, bob, [file.id, first.id, second.id, output.id, upload.id, part.id])
+    hook = alice.webhooks.create(
+        name=SECRET, url=f"https://example.com/{SECRET}", event_types=["batch.failed"]
+    )
+    ids = [file.id, first.id, second.id, output.id, upload.id, part.id, hook.id]
+    return Tenants(server, alice, bob, ids)
 
 
 def operations(server: Server) -> list[tuple[str, str]]:
@@ -122,7 +126,7 @@ def masked(answer: httpx2.Response, sent: dict[str, str]) -> tuple[int, str]:
     text = told(answer)
     for name, object_id in sent.items():
         text = text.replace(object_id, name)
-    text = re.sub(r"(file-|batch_|upload_|part_|req_)[0-9a-f]{32}", r"\1new", text)
+    text = re.sub(r"(file-|batch_|upload_|part_|we_|req_)[0-9a-f]{32}", r"\1new", text)
     return answer.status_code, re.sub(r"\b1[0-9]{9}\b", "time", text)
 
 
@@ -178,6 +182,9 @@ def test_to_the_other_tenant_nothing_of_it_is_there(tenants: Tenants, data: st.D
 GOOD_BODIES: dict[str, dict[str, Any]] = {
     "/v1/uploads/{upload_id}/parts": {"files": {"data": ("upload", b"{}")}},
     "/v1/uploads/{upload_id}/complete": {"json": {"part_ids": []}},
+    "/v1/webhook_endpoints/{webhook_endpoint_id}": {"json": {}},
+    "/v1/webhook_endpoints/{webhook_endpoint_id}/rotate_secret": {"json": {}},
+    "/v1/webhook_endpoints/{webhook_endpoint_id}/test": {"json": {"event_type": "batch.failed"}},
 }
 
 
@@ -216,6 +223,7 @@ def test_the_owner_herself_sees_all_of_it(tenants: Tenants) -> None:
             assert 200 in statuses, path
     assert tenants.bob.files.list().data == []
     assert tenants.bob.batches.list().data == []
+    assert tenants.bob.webhooks.list().data == []
 
 
 def test_paging_stays_within_a_tenant(tenants: Tenants) -> None:
