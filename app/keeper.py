@@ -99,7 +99,7 @@ class Keeper:
 
     def tidy(self) -> None:
         """Remove what is past its time."""
-        num_blobs = remove_expired(self._database, self._storage)
+        num_blobs = remove_expired(self._database, self._storage, self._settings)
         if num_blobs:
             _log.info("Removed %d expired files or parts of uploads", num_blobs)
 

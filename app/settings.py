@@ -94,6 +94,7 @@ class Settings(BaseSettings):
     single_model: bool = False  # refuse a file whose requests name several models
     input_retention_seconds: int = Field(default=30 * DAY_SECONDS, gt=0)
     output_retention_seconds: int = Field(default=30 * DAY_SECONDS, gt=0)
+    batch_retention_seconds: int = Field(default=30 * DAY_SECONDS, gt=0)  # after its end; its lines with it
     webhook_private_targets: bool = (
         False  # send webhooks to addresses that are not public, such as this machine
     )

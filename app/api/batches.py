@@ -19,9 +19,10 @@ from app.api.idempotency import IdempotencyKey, request_key, unused_key
 from app.api.incoming import check_expiry_seconds
 from app.api.progress import progress_of
 from app.api.schemas import BatchDeleted, BatchList, BatchObject
-from app.db import batches, lines
+from app.db import batches
 from app.db.idempotency import create_once, made_before
 from app.db.models import Batch
+from app.housekeeping import forget_batch
 from app.lifecycle import BatchStatus
 from app.retrying import NothingToRetry, create_retry
 
@@ -37,7 +38,6 @@ _METADATA_PARAMETER = {
     "schema": {"type": "object", "additionalProperties": {"type": "string"}},
 }
 _MAX_UNIX_SECONDS = 2**53
-_LINES_PER_DELETION = 5_000
 _UNIT_SECONDS = {"m": 60, "h": 3_600, "d": 86_400}
 
 
@@ -165,12 +165,7 @@ def delete_batch(service: ServiceDep, batch_id: str) -> BatchDeleted:
             raise conflict(str(error)) from None
     if not is_there:
         raise _no_batch(batch_id)
-    num_lines = _LINES_PER_DELETION
-    while num_lines == _LINES_PER_DELETION:  # a transaction for each, so that others need not wait for all
-        with service.database.begin() as session:
-            num_lines = lines.delete_some_lines(session, batch_id, _LINES_PER_DELETION)
-    with service.database.begin() as session:
-        batches.delete_batch(session, batch_id)
+    forget_batch(service.database, batch_id)
     return BatchDeleted(id=batch_id)
 
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
-from sqlalchemy import CursorResult, and_, delete, or_, select, update
+from sqlalchemy import CursorResult, and_, delete, func, or_, select, update
 from sqlalchemy.orm import Session
 
 from app.db.deliveries import announce
@@ -181,6 +181,13 @@ def batches_to_close(session: Session) -> Sequence[Batch]:
         )
     )
     return session.scalars(query.order_by(Batch.created_at, Batch.id)).all()
+
+
+def batches_to_forget(session: Session, seconds: int, limit: int) -> Sequence[str]:
+    """Ids of up to `limit` batches that ended `seconds` ago or earlier."""
+    ended_at = func.coalesce(Batch.completed_at, Batch.failed_at, Batch.expired_at, Batch.cancelled_at)
+    query = select(Batch.id).where(Batch.status.in_(TERMINAL), ended_at <= unix_now() - seconds)
+    return session.scalars(query.limit(limit)).all()
 
 
 def batches_to_validate(session: Session) -> Sequence[Batch]:
