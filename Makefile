@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test test-long test-kills check kernel-table gpu-check clean
+.PHONY: setup demo test test-long test-kills check kernel-table gpu-check reference clean
 
 # The stamp makes a second call quick; it is older than pyproject.toml when dependencies changed.
 setup: .venv/installed
@@ -35,6 +35,10 @@ kernel-table: setup
 # On a machine with a GPU: are the kernels right there, and how fast.
 gpu-check: setup
 	$(BIN)/python -m benchmarks.gpu_check
+
+# docs/guide/reference-*.md, from the code.
+reference: setup
+	$(BIN)/python -m docs.reference
 
 # What a reviewer would run first: style, types, who imports whom.
 check: setup

@@ -1,54 +1,50 @@
 """The command line. Heavy modules are imported by the command that needs them: --help answers at once."""
 
-import logging
 import os
 import signal
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from app.lifeline import follow_parent
-from app.serve import EXIT_CANNOT_START, Supervisor, free_port, service_commands
-from app.settings import Settings, StartupError, load_settings
-from engine.errors import EngineConfigError, ModelNotUsable, ModelRefused
+from app.client.commands import register
+from app.flags import (
+    AllowRemote,
+    CacheDir,
+    DatabaseUrl,
+    DataDir,
+    DefaultMaxTokens,
+    Device,
+    Dtype,
+    Host,
+    KvMemory,
+    LogFormat,
+    MaxBatchTokens,
+    Model,
+    ModelAliases,
+    ModelName,
+    OpsHost,
+    OpsPort,
+    Port,
+    Supervised,
+    Threads,
+    flags_given,
+    option,
+    start,
+)
+from app.serve import Supervisor, free_port, service_commands
+from app.settings import StartupError
 
 app = typer.Typer(
     name="batchllm",
     help="Offline LLM batch service: OpenAI batch files in, results out, shared prefixes computed once.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 
 keys = typer.Typer(help="Create, list and revoke the keys of those who may use the service.")
 app.add_typer(keys, name="keys", no_args_is_help=True)
-
-
-def _option(help: str, *names: str) -> Any:
-    return typer.Option(*names, help=help, show_default=False)
-
-
-# A flag that is not given leaves the setting to BATCHLLM_<NAME>, then to its default.
-DataDir = Annotated[Path | None, _option("Where files and the SQLite database live.")]
-DatabaseUrl = Annotated[str | None, _option("sqlite:///... or postgresql://...; SQLite by default.")]
-Host = Annotated[str | None, _option("Address to listen on; 127.0.0.1 by default.")]
-Port = Annotated[int | None, _option("Port to listen on; 8000 by default.")]
-AllowRemote = Annotated[bool | None, _option("Listen beyond this machine.", "--allow-remote")]
-Model = Annotated[str | None, _option("Hub id or local directory of the model.")]
-ModelName = Annotated[str | None, _option("The name by which requests ask for the model.")]
-ModelAliases = Annotated[str | None, _option("Other names for the model, such as gpt-4o,gpt-4o-mini.")]
-DefaultMaxTokens = Annotated[int | None, _option("Most output tokens of a chat that does not say.")]
-KvMemory = Annotated[str | None, _option("Memory for keys and values, such as 512MiB or 2GiB.")]
-MaxBatchTokens = Annotated[int | None, _option("Most tokens computed in one step.")]
-Threads = Annotated[int | None, _option("CPU threads.")]
-Dtype = Annotated[str | None, _option("float32, bfloat16 or float16.")]
-Device = Annotated[str | None, _option("cpu or cuda.")]
-CacheDir = Annotated[Path | None, _option("Where models are kept.")]
-Supervised = Annotated[bool, typer.Option("--supervised", hidden=True)]
 
 
 @app.command()
@@ -57,6 +53,9 @@ def serve(
     host: Host = None,
     port: Port = None,
     allow_remote: AllowRemote = None,
+    ops_host: OpsHost = None,
+    ops_port: OpsPort = None,
+    log_format: LogFormat = None,
     data_dir: DataDir = None,
     database_url: DatabaseUrl = None,
     model: Model = None,
@@ -71,14 +70,19 @@ def serve(
     cache_dir: CacheDir = None,
 ) -> None:
     """Run the whole service: api, keeper and worker, restarted when they die."""
-    with _start("serve", context) as settings:
+    with start("serve", context) as settings:
         port = settings.port or free_port(settings.host)
+        ops_port = settings.ops_port or free_port(settings.ops_host)
         url = own_url(settings.host, port)
         supervisor = Supervisor(
             service_commands(),
-            os.environ | as_environment(_flags(context) | {"port": port}),
+            os.environ | as_environment(flags_given(context) | {"port": port, "ops_port": ops_port}),
             ready_url=f"{url}/readyz",
-            on_ready=lambda: typer.echo(f"BatchLLM answers at {url}/v1; Ctrl-C stops it.", err=True),
+            on_ready=lambda: typer.echo(
+                f"BatchLLM answers at {url}/v1; Ctrl-C stops it.\n"
+                f"Metrics and probes: {own_url(settings.ops_host, ops_port)}/metrics",
+                err=True,
+            ),
         )
         exit_code = supervisor.run(stop_on_signals())
     raise typer.Exit(exit_code)
@@ -90,6 +94,9 @@ def api(
     host: Host = None,
     port: Port = None,
     allow_remote: AllowRemote = None,
+    ops_host: OpsHost = None,
+    ops_port: OpsPort = None,
+    log_format: LogFormat = None,
     data_dir: DataDir = None,
     database_url: DatabaseUrl = None,
     model: Model = None,
@@ -98,7 +105,7 @@ def api(
     supervised: Supervised = False,
 ) -> None:
     """Run the HTTP side alone."""
-    with _start("api", context, supervised) as settings:
+    with start("api", context, supervised) as settings:
         from app.main import run
 
         run(settings)
@@ -108,6 +115,7 @@ def api(
 def keeper(
     context: typer.Context,
     data_dir: DataDir = None,
+    log_format: LogFormat = None,
     database_url: DatabaseUrl = None,
     model: Model = None,
     model_name: ModelName = None,
@@ -115,7 +123,7 @@ def keeper(
     supervised: Supervised = False,
 ) -> None:
     """Run alone what migrates, validates, finalises and cleans up."""
-    with _start("keeper", context, supervised) as settings:
+    with start("keeper", context, supervised) as settings:
         from app.db.session import Database
         from app.keeper import Keeper
         from app.storage import Storage
@@ -130,6 +138,7 @@ def keeper(
 def worker(
     context: typer.Context,
     data_dir: DataDir = None,
+    log_format: LogFormat = None,
     database_url: DatabaseUrl = None,
     model: Model = None,
     model_name: ModelName = None,
@@ -144,7 +153,7 @@ def worker(
     supervised: Supervised = False,
 ) -> None:
     """Run the model alone: claims batches and computes them."""
-    with _start("worker", context, supervised) as settings:
+    with start("worker", context, supervised) as settings:
         from app.engine_factory import engine_from_settings
         from app.worker_process import run_worker
 
@@ -158,7 +167,7 @@ def pull(
     cache_dir: CacheDir = None,
 ) -> None:
     """Fetch a model ahead of time; prints its directory."""
-    with _start("pull", context) as settings:
+    with start("pull", context) as settings:
         from engine.execution.resolve import resolve_model
 
         directory = resolve_model(settings.model, settings.cache_dir, lambda step: typer.echo(step, err=True))
@@ -169,9 +178,9 @@ def pull(
 def run(
     context: typer.Context,
     input: Annotated[Path, typer.Argument(help="Batch file, JSONL.", show_default=False)],
-    output: Annotated[Path, _option("Where the answers go.", "--output", "-o")],
-    errors: Annotated[Path | None, _option("Where failed lines go; OUTPUT.errors.jsonl by default.")] = None,
-    as_json: Annotated[bool, _option("Print one JSON object as the last line.", "--json")] = False,
+    output: Annotated[Path, option("Where the answers go.", "--output", "-o")],
+    errors: Annotated[Path | None, option("Where failed lines go; OUTPUT.errors.jsonl by default.")] = None,
+    as_json: Annotated[bool, option("Print one JSON object as the last line.", "--json")] = False,
     model: Model = None,
     model_name: ModelName = None,
     model_aliases: ModelAliases = None,
@@ -184,7 +193,7 @@ def run(
     cache_dir: CacheDir = None,
 ) -> None:
     """Run a batch file without a service. The same command again goes on where it was interrupted."""
-    with _start("run", context) as settings:
+    with start("run", context) as settings:
         from app.engine_factory import engine_from_settings
         from app.offline import Job
         from app.run_command import run_and_report
@@ -201,7 +210,7 @@ def plan(
     context: typer.Context,
     input: Annotated[Path, typer.Argument(help="Batch file, JSONL.", show_default=False)],
     hardware: Annotated[str, typer.Option(help="cpu (this machine), a100, h100, h200 or mi300x.")] = "cpu",
-    as_json: Annotated[bool, _option("Print one JSON object as the last line.", "--json")] = False,
+    as_json: Annotated[bool, option("Print one JSON object as the last line.", "--json")] = False,
     model: Model = None,
     model_name: ModelName = None,
     model_aliases: ModelAliases = None,
@@ -220,7 +229,7 @@ def plan(
     shape_name = model if model in MODELS else None
     if shape_name is not None:
         context.params["model"] = None
-    with _start("plan", context) as settings:
+    with start("plan", context) as settings:
         from app.dry_run import dry_run, summary
 
         if hardware not in ("cpu", *HARDWARE):
@@ -241,7 +250,7 @@ def create_key(
     database_url: DatabaseUrl = None,
 ) -> None:
     """Make a key and print it, this once."""
-    with _start("keys create", context) as settings:
+    with start("keys create", context) as settings:
         from app.keys_command import create
 
         create(settings, name)
@@ -250,7 +259,7 @@ def create_key(
 @keys.command("list")
 def list_keys(context: typer.Context, data_dir: DataDir = None, database_url: DatabaseUrl = None) -> None:
     """Print all keys by their ids."""
-    with _start("keys list", context) as settings:
+    with start("keys list", context) as settings:
         from app.keys_command import show
 
         show(settings)
@@ -264,39 +273,17 @@ def revoke_key(
     database_url: DatabaseUrl = None,
 ) -> None:
     """End the use of a key, from the next request on."""
-    with _start("keys revoke", context) as settings:
+    with start("keys revoke", context) as settings:
         from app.keys_command import revoke
 
         revoke(settings, key_id)
 
 
+register(app)
+
+
 def main() -> None:
     app()
-
-
-@contextmanager
-def _start(name: str, context: typer.Context, supervised: bool = False) -> Iterator[Settings]:
-    """What every command begins with; its settings. What cannot start says so in one sentence and ends."""
-    if supervised:
-        follow_parent()
-    logging.basicConfig(level=logging.WARNING, format=f"%(asctime)s {name}: %(message)s")
-    level = logging.WARNING if name == "run" else logging.INFO  # `run` shows a bar and a summary
-    for package in ("app", "engine"):
-        logging.getLogger(package).setLevel(level)
-    try:
-        yield load_settings(**_flags(context))
-    except (StartupError, ModelNotUsable, ModelRefused, EngineConfigError) as error:
-        typer.echo(f"batchllm {name}: {error}", err=True)
-        raise typer.Exit(EXIT_CANNOT_START) from error
-
-
-def _flags(context: typer.Context) -> dict[str, Any]:
-    """The settings that were given on the command line."""
-    return {
-        name: value
-        for name, value in context.params.items()
-        if name in Settings.model_fields and value is not None
-    }
 
 
 def as_environment(flags: dict[str, Any]) -> dict[str, str]:

@@ -47,6 +47,7 @@ class Heartbeat:
     def __init__(
         self, database: Database, lease_seconds: int, *, worker_id: str, models: Sequence[str]
     ) -> None:
+        self.figures: dict[str, Any] | None = None  # what the next sign of life tells of the worker
         self._worker_id = worker_id
         self._models = models
         self._next_sign_at = 0.0  # monotonic
@@ -97,7 +98,7 @@ class Heartbeat:
         self._next_sign_at = time.monotonic() + SIGN_SECONDS
         try:
             with self._database.begin() as session:
-                give_sign(session, self._worker_id, self._models)
+                give_sign(session, self._worker_id, self._models, self.figures)
         except OUTAGE as error:
             log.warning("This worker cannot say that it lives (%s).", reason(error))
 
@@ -107,4 +108,9 @@ class Heartbeat:
                 watch.standing = renew_lease(session, watch.claim, self._lease_seconds, watch.progress)
         except OUTAGE as error:
             # Running on is safe: whoever takes the batch over moves the epoch, which locks our writes out.
-            log.warning("The lease of %s is not renewed (%s).", watch.claim.batch_id, reason(error))
+            log.warning(
+                "The lease of %s is not renewed (%s).",
+                watch.claim.batch_id,
+                reason(error),
+                extra={"batch_id": watch.claim.batch_id},
+            )

@@ -153,7 +153,7 @@ class Intake:
             return None
         self._next_look_at = 0.0  # more may wait behind it
         claim = opened.claim
-        log.info("Running %s.", claim.batch_id)
+        log.info("Running %s.", claim.batch_id, extra={"batch_id": claim.batch_id})
         batch = RunningBatch(
             claim,
             self._heartbeat.watch(claim),
@@ -233,11 +233,20 @@ class Intake:
                 )
                 forgive(session, claim, most_deaths=ALONE_DEATHS)
         for line in guilty:
-            log.error("Line %d of %s is given up: it ends the worker.", line.line, claim.batch_id)
+            log.error(
+                "Line %d of %s is given up: it ends the worker.",
+                line.line,
+                claim.batch_id,
+                extra={"batch_id": claim.batch_id, "line": line.line, "custom_id": line.custom_id},
+            )
 
     def _fail(self, claim: Claim) -> None:
         """The input is gone from the storage: nobody can ever run this batch."""
-        log.error("The input of %s is not in the storage: the batch fails.", claim.batch_id)
+        log.error(
+            "The input of %s is not in the storage: the batch fails.",
+            claim.batch_id,
+            extra={"batch_id": claim.batch_id},
+        )
         error = {
             "code": "invalid_request",
             "message": "The input file is no longer in the storage.",

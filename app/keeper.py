@@ -152,7 +152,9 @@ def _attempt(duty: Callable[[Batch], None], batch: Batch, troubles: list[Excepti
     try:
         duty(batch)
     except (SQLAlchemyError, OSError) as error:
-        _log.warning("Batch %s (%s) has to wait: %s", batch.id, batch.status, error)
+        _log.warning(
+            "Batch %s (%s) has to wait: %s", batch.id, batch.status, error, extra={"batch_id": batch.id}
+        )
         troubles.append(error)
         return False
     return True

@@ -4,7 +4,10 @@ import errno
 import signal
 import socket
 import sys
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 
 import uvicorn
@@ -19,10 +22,12 @@ from app.api.description import ERRORS, DescribedApi
 from app.api.errors import install_error_handlers
 from app.api.guards import DEFAULT_PACE, BodyPace, RequestGuard
 from app.api.middleware import RequestEnvelope, is_loopback
+from app.api.operations import create_ops_app
 from app.api.protocol import BoundedHttp
 from app.db.keys import any_keys
 from app.db.models import ApiKey
 from app.db.session import Database
+from app.metrics import HttpFigures
 from app.settings import Settings, StartupError
 from app.storage import Storage
 
@@ -31,9 +36,13 @@ GRACE_SECONDS = 10
 
 
 def create_app(
-    settings: Settings, database: Database, storage: Storage, body_pace: BodyPace = DEFAULT_PACE
+    settings: Settings,
+    database: Database,
+    storage: Storage,
+    body_pace: BodyPace = DEFAULT_PACE,
+    http: HttpFigures | None = None,
 ) -> FastAPI:
-    """The HTTP side of the service, on a database whose schema someone else keeps."""
+    """The HTTP side of the service, on a database whose schema someone else keeps; `http` counts answers."""
     app = DescribedApi(
         title="BatchLLM",
         docs_url=None,
@@ -47,13 +56,21 @@ def create_app(
     install_error_handlers(app)
     app.add_middleware(Authentication, database=database, on_loopback=is_loopback(settings.host))
     app.add_middleware(RequestGuard, pace=body_pace)
-    app.add_middleware(RequestEnvelope)  # added last: outermost
+    app.add_middleware(RequestEnvelope, http=http or HttpFigures())  # added last: outermost
     return app
 
 
 def listen(settings: Settings) -> socket.socket:
-    """A listening socket. Raises `StartupError` on a refused, unknown or taken address."""
-    host, port = settings.host, settings.port
+    """The API's listening socket. Raises `StartupError` on a refused, unknown or taken address."""
+    return _listen(settings, settings.host, settings.port, "--port")
+
+
+def listen_for_ops(settings: Settings) -> socket.socket:
+    """The socket of /metrics and the probes. Raises `StartupError` as `listen` does."""
+    return _listen(settings, settings.ops_host, settings.ops_port, "--ops-port")
+
+
+def _listen(settings: Settings, host: str, port: int, flag: str) -> socket.socket:
     if not is_loopback(host) and not settings.allow_remote:
         raise StartupError(
             f"Refusing to listen on {host}, where other machines could use the service; "
@@ -64,24 +81,40 @@ def listen(settings: Settings) -> socket.socket:
         return socket.create_server((host.strip("[]"), port), family=family, backlog=2048)
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
-            raise StartupError(f"Port {port} on {host} is in use: choose another with --port.") from error
+            raise StartupError(f"Port {port} on {host} is in use: choose another with {flag}.") from error
         raise StartupError(f"Cannot listen on {host}:{port}: {error.strerror}.") from error
 
 
 def run(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT, then let running requests end. Raises `StartupError`."""
-    # The address first: who picked a taken port should hear that before anything is made on disk.
-    with listen(settings) as sock:
+    # The addresses first: who picked a taken port should hear that before anything is made on disk.
+    with listen(settings) as sock, listen_for_ops(settings) as ops_sock:
         database = Database(settings.resolved_database_url)
         try:
             check_keys(settings, database)
-            server = make_server(create_app(settings, database, Storage(settings.data_dir)))
+            http = HttpFigures()
+            app = create_app(settings, database, Storage(settings.data_dir), http=http)
+            server = make_server(app)
             # uvicorn stops on a signal, then raises it again: by then all is done, and this is a clean exit.
             for number in (signal.SIGINT, signal.SIGTERM):
                 signal.signal(number, _exit_cleanly)
-            server.run(sockets=[sock])
+            with _serving_beside(create_ops_app(app.state.service, http), ops_sock):
+                server.run(sockets=[sock])
         finally:
             database.dispose()
+
+
+@contextmanager
+def _serving_beside(app: FastAPI, sock: socket.socket) -> Iterator[None]:
+    """Serves in a thread during the block."""
+    server = make_server(app)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]}, name="operations")
+    thread.start()
+    try:
+        yield
+    finally:
+        server.should_exit = True
+        thread.join()
 
 
 def check_keys(settings: Settings, database: Database) -> None:
@@ -108,7 +141,7 @@ def make_server(app: FastAPI) -> uvicorn.Server:
         http=BoundedHttp,
         ws="none",
         access_log=False,
-        log_level="warning",
+        log_config=None,  # our own log takes what it says, from warnings on
         server_header=False,
         lifespan="off",
         timeout_graceful_shutdown=GRACE_SECONDS,

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NoReturn, Protocol
+from typing import Any, NoReturn
 
 import orjson
 from filelock import FileLock, Timeout
@@ -33,11 +33,6 @@ from engine.stats import EngineStats
 WINDOW_DAYS = 3650  # a job of one's own has no deadline
 DEFAULT_ENDPOINT = "/v1/chat/completions"
 _COPY_BYTES = 1024 * 1024
-
-
-class MeasuredEngine(BatchEngine, Protocol):
-    @property
-    def stats(self) -> EngineStats: ...
 
 
 class InvalidInput(Exception):
@@ -97,7 +92,7 @@ def private_settings(job: Job, settings: Settings) -> Settings:
 def run_job(
     job: Job,
     settings: Settings,
-    engine_factory: Callable[[], MeasuredEngine],
+    engine_factory: Callable[[], BatchEngine],
     stop: threading.Event,
     on_progress: OnProgress,
 ) -> Report:
@@ -188,7 +183,7 @@ class _OfflineRun:
         self,
         job: Job,
         settings: Settings,
-        engine_factory: Callable[[], MeasuredEngine],
+        engine_factory: Callable[[], BatchEngine],
         stop: threading.Event,
         on_progress: OnProgress,
     ) -> None:

@@ -88,6 +88,8 @@ class Recorder:
     """
 
     def __init__(self, database: Database) -> None:
+        self.num_completed = 0  # lines committed, of all claims
+        self.num_failed = 0
         self._database = database
         self._queues: list[ResultQueue] = []
         self._changed = threading.Condition()
@@ -213,3 +215,5 @@ class Recorder:
         queue.oldest_at = time.monotonic()
         queue.num_completed += num_completed
         queue.num_failed += len(chunk) - num_completed
+        self.num_completed += num_completed
+        self.num_failed += len(chunk) - num_completed

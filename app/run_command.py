@@ -7,7 +7,8 @@ from dataclasses import asdict
 import orjson
 from rich.console import Console
 
-from app.offline import Interrupted, InvalidInput, Job, MeasuredEngine, Report, run_job
+from app.batch_engine import BatchEngine
+from app.offline import Interrupted, InvalidInput, Job, Report, run_job
 from app.progress import progress_bar
 from app.settings import Settings
 
@@ -18,7 +19,7 @@ EXIT_INTERRUPTED = 130
 def run_and_report(
     job: Job,
     settings: Settings,
-    engine_factory: Callable[[], MeasuredEngine],
+    engine_factory: Callable[[], BatchEngine],
     stop: threading.Event,
     *,
     as_json: bool,

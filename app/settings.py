@@ -56,48 +56,84 @@ Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(parse_names)]
 
 
 class Settings(BaseSettings):
-    """All settings. Build with `load_settings`, which turns a wrong value into a `StartupError`."""
+    """All settings, each described below it. `load_settings` turns a wrong value into a `StartupError`."""
 
     model_config = SettingsConfigDict(
-        env_prefix="BATCHLLM_", extra="forbid", frozen=True, protected_namespaces=()
+        env_prefix="BATCHLLM_",
+        extra="forbid",
+        frozen=True,
+        protected_namespaces=(),
+        use_attribute_docstrings=True,
     )
 
     data_dir: Path = Field(default_factory=lambda: user_data_path("batchllm"))
-    database_url: str | None = None  # None: SQLite in data_dir
+    """Where files and the SQLite database live."""
+    database_url: str | None = None
+    """sqlite:///... or postgresql://...; without it, SQLite in the data directory."""
     host: str = "127.0.0.1"
+    """Address to listen on."""
     port: int = Field(default=8000, ge=0, le=65_535)
-    allow_remote: bool = False  # listen beyond loopback
+    """Port to listen on; 0: any that is free."""
+    allow_remote: bool = False
+    """Listen beyond this machine."""
+    ops_host: str = "127.0.0.1"
+    """Address of /metrics and the probes."""
+    ops_port: int = Field(default=8001, ge=0, le=65_535)
+    """Port of /metrics and the probes; 0: any that is free."""
+    log_format: Literal["text", "json"] = "text"
+    """How the log is written: text for people, json for machines, a line an event."""
 
-    model: str = DEFAULT_MODEL  # hub id, local directory or .gguf file
-    model_name: str | None = None  # the name that requests use; None: from `model`
-    model_aliases: Names = ()  # other names that requests may use for it
+    model: str = DEFAULT_MODEL
+    """Hub id, local directory or .gguf file of the model."""
+    model_name: str | None = None
+    """The name by which requests ask for the model; without it, from the model itself."""
+    model_aliases: Names = ()
+    """Other names for the model, such as gpt-4o,gpt-4o-mini."""
     cache_dir: Path = Field(default_factory=lambda: user_cache_path("batchllm"))
+    """Where models are kept."""
     device: Literal["cpu", "cuda"] = "cpu"
-    dtype: Literal["float32", "bfloat16", "float16"] | None = None  # None: chosen by device
-    kv_memory: ByteCount | None = None  # bytes of keys and values; None: chosen by device
+    """cpu or cuda."""
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    """float32, bfloat16 or float16; without it, float32 on a CPU and bfloat16 on a GPU."""
+    kv_memory: ByteCount | None = None
+    """Memory for keys and values, such as 512MiB or 2GiB; without it, a part of what is free."""
     max_batch_tokens: int = Field(default=1024, gt=0)
-    default_max_tokens: int | None = Field(default=None, gt=0)  # of a chat that sets none; None: the context
+    """Most tokens computed in one step."""
+    default_max_tokens: int | None = Field(default=None, gt=0)
+    """Most output tokens of a chat that does not say; without it, the rest of the context."""
     threads: int | None = Field(default=None, gt=0)
+    """CPU threads; without it, torch's choice."""
 
     lease_seconds: int = Field(default=30, gt=0)
-    # A worker takes the next batch while it has fewer prompt tokens than this left to answer; None: 32 steps.
+    """How long a worker that gave no sign of life keeps its batches."""
     claim_tokens: int | None = Field(default=None, gt=0)
+    """A worker takes the next batch while it has fewer prompt tokens than this left; without it, 32 steps."""
 
     max_file_bytes: ByteCount = 200 * 1000**2
-    max_part_bytes: ByteCount = 64 * 1024**2  # of an upload; what the SDK sends by itself
-    upload_seconds: int = Field(default=3_600, gt=0)  # how long an upload may take from its creation
+    """Largest file that may be uploaded."""
+    max_part_bytes: ByteCount = 64 * 1024**2  # what the SDK sends by itself
+    """Largest part of an upload in parts."""
+    upload_seconds: int = Field(default=3_600, gt=0)
+    """How long an upload in parts may take from its creation."""
     max_requests_per_batch: int = Field(default=50_000, gt=0)
+    """Most lines of a batch."""
     # A parsed line can take 25 times its bytes (`[[],[],...`): 2 MiB keeps the keeper's peak near 50 MB.
     max_line_bytes: ByteCount = 2 * 1024**2
+    """Longest line of a batch file."""
     max_validation_errors: int = Field(default=1_000, gt=0)
+    """Most errors that a batch lists."""
     max_completion_window_seconds: int = Field(default=30 * DAY_SECONDS, gt=0)
-    single_model: bool = False  # refuse a file whose requests name several models
+    """Longest completion window."""
+    single_model: bool = False
+    """Refuse a file whose requests name several models."""
     input_retention_seconds: int = Field(default=30 * DAY_SECONDS, gt=0)
+    """How long an uploaded file is kept that does not say."""
     output_retention_seconds: int = Field(default=30 * DAY_SECONDS, gt=0)
-    batch_retention_seconds: int = Field(default=30 * DAY_SECONDS, gt=0)  # after its end; its lines with it
-    webhook_private_targets: bool = (
-        False  # send webhooks to addresses that are not public, such as this machine
-    )
+    """How long the files of a batch are kept that does not say."""
+    batch_retention_seconds: int = Field(default=30 * DAY_SECONDS, gt=0)
+    """How long a batch is kept after its end, with its lines."""
+    webhook_private_targets: bool = False
+    """Send webhooks to addresses that are not public, such as this machine."""
 
     @property
     def served_model(self) -> str:

@@ -74,9 +74,9 @@ class Storage:
 
     def __init__(self, data_dir: Path) -> None:
         """Create the directory if need be. Raises StartupError if it cannot be written to."""
-        self._directory = data_dir.expanduser().resolve() / "blobs"
+        self.directory = data_dir.expanduser().resolve() / "blobs"
         try:
-            self._directory.mkdir(parents=True, exist_ok=True)
+            self.directory.mkdir(parents=True, exist_ok=True)
             with self.create() as probe:
                 probe.write(b"")
         except OSError as error:
@@ -87,7 +87,7 @@ class Storage:
 
     def create(self) -> BlobWriter:
         """A writer for a new blob under a fresh key."""
-        return BlobWriter(self._directory)
+        return BlobWriter(self.directory)
 
     def open(self, key: str) -> BinaryIO:
         """The blob, opened for reading. Raises BlobNotFound."""
@@ -109,7 +109,7 @@ class Storage:
 
     def list_blobs(self) -> Iterator[StoredBlob]:
         """Everything in the directory, unfinished writes included, in no order."""
-        with os.scandir(self._directory) as entries:
+        with os.scandir(self.directory) as entries:
             for entry in entries:
                 try:
                     modified = entry.stat().st_mtime
@@ -121,12 +121,12 @@ class Storage:
 
     def remove(self, blob: StoredBlob) -> None:
         """Remove a blob or an unfinished write found by `list_blobs`."""
-        (self._directory / blob.name).unlink(missing_ok=True)
+        (self.directory / blob.name).unlink(missing_ok=True)
 
     def _path(self, key: str) -> Path:
         if not _KEY.fullmatch(key):
             raise BlobNotFound(key)  # never a path
-        return self._directory / key
+        return self.directory / key
 
 
 def _fsync_directory(directory: Path) -> None:

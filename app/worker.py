@@ -20,11 +20,12 @@ from app.db.leases import LeaseLost, release
 from app.db.lines import undo_attempts
 from app.db.locks import try_lock
 from app.db.session import Database
+from app.figures import Figures
 from app.heartbeat import Heartbeat, HeartbeatFailed
 from app.intake import Intake
 from app.lifecycle import BatchStatus
 from app.outage import OUTAGE, Stopped, reason, ride_out
-from app.pace import Pace
+from app.pace import TELL_SECONDS, Pace
 from app.results import Recorder
 from app.running import RunningBatch, line_id
 from app.settings import Settings, StartupError
@@ -67,6 +68,8 @@ class Worker:
         self._worker_id = f"worker_{uuid.uuid4().hex}"
         self._running: list[RunningBatch] = []
         self._pace = Pace()
+        self._figures = Figures()
+        self._next_figures_at = 0.0  # monotonic
 
     def run(
         self,
@@ -127,7 +130,7 @@ class Worker:
                 self._intake.translate(batch)
                 self._intake.feed(batch)
             if self._engine.has_work:
-                self._answer(self._engine.step())
+                self._answer(self._step())
             elif any(batch.untranslated for batch in self._running):
                 pass  # nothing to step until it is translated
             elif self._running:
@@ -145,6 +148,13 @@ class Worker:
         while (batch := self._intake.next_batch(self._running)) is not None:
             self._running.append(batch)
 
+    def _step(self) -> Sequence[Completion]:
+        started = time.perf_counter()
+        completions = self._engine.step()
+        seconds = time.perf_counter() - started
+        self._figures.stepped(seconds, self._engine.load.step_tokens, completions)
+        return completions
+
     def _answer(self, completions: Sequence[Completion]) -> None:
         for completion in completions:
             batch = next(b for b in self._running if line_id(completion.request_id) in b.unanswered)
@@ -153,6 +163,9 @@ class Worker:
                 self._recorder.put(batch.queue, [result])
 
     def _tell(self) -> None:
+        if time.monotonic() >= self._next_figures_at:
+            self._next_figures_at = time.monotonic() + TELL_SECONDS
+            self._heartbeat.figures = self._figures.as_json(self._engine, self._recorder, self._running)
         if not self._running:
             self._pace.rest()
         elif self._pace.is_due:
@@ -162,7 +175,12 @@ class Worker:
         """Take the lines of cancelled, closed and lost batches out of the engine."""
         for batch in self._running:
             if batch.is_departing and batch.has_lines:
-                log.info("%s leaves the engine with %d lines.", batch.claim.batch_id, len(batch.unanswered))
+                log.info(
+                    "%s leaves the engine with %d lines.",
+                    batch.claim.batch_id,
+                    len(batch.unanswered),
+                    extra={"batch_id": batch.claim.batch_id},
+                )
                 self._engine.drop(batch.request_ids)
                 batch.leave()
 
@@ -172,7 +190,9 @@ class Worker:
             if batch.has_lines or not self._recorder.finish(batch.queue):
                 continue
             self._forget(batch)
-            if not batch.is_lost:
+            if batch.is_lost:
+                self._figures.lease_lost()
+            else:
                 ride_out(partial(self._hand_on, batch), stop)
 
     def _hand_on(self, batch: RunningBatch, *, died: bool = False) -> None:
@@ -206,7 +226,12 @@ class Worker:
             try:
                 self._hand_on(batch, died=died)
             except OUTAGE as error:
-                log.warning("The lease of %s is left to end (%s).", batch.claim.batch_id, reason(error))
+                log.warning(
+                    "The lease of %s is left to end (%s).",
+                    batch.claim.batch_id,
+                    reason(error),
+                    extra={"batch_id": batch.claim.batch_id},
+                )
         self._running.clear()
         try:
             self._intake.close()

@@ -14,7 +14,7 @@ from engine.request import Completion, FinishReason, Refusal, Request, TokenLogp
 from engine.scheduling.batch import RowLogprobs, StepBatch, StepTokens
 from engine.scheduling.scheduler import Scheduler
 from engine.scheduling.sequence import Sequence as RunningSequence
-from engine.stats import EngineStats
+from engine.stats import EngineLoad, EngineStats
 from engine.text.logprobs import token_logprobs
 from engine.text.stopping import StopWatcher
 from engine.text.tokenizer import Tokenizer
@@ -48,6 +48,7 @@ class Engine:
         self._scheduler = scheduler
         self._pool = pool
         self._page_bytes = page_bytes
+        self._step_tokens = 0
         self._watchers: dict[int, StopWatcher] = {}
         self._logprobs: defaultdict[int, list[RowLogprobs]] = defaultdict(list)  # of requests that ask
         self._stats = EngineStats(load_seconds=load_seconds)
@@ -86,6 +87,7 @@ class Engine:
         """Compute one step; the requests that it finished."""
         batch = self._scheduler.next_batch()
         tokens = self._run_step(batch)
+        self._step_tokens = batch.num_tokens
         token_ids = tokens.token_ids
         for row in tokens.logprobs:
             self._logprobs[int(batch.request_ids[row.index])].append(row)
@@ -102,6 +104,11 @@ class Engine:
         stats.preemptions = scheduler.num_preemptions
         stats.peak_kv_bytes = scheduler.peak_pages * self._page_bytes
         return stats
+
+    @property
+    def load(self) -> EngineLoad:
+        pool, page_bytes = self._pool, self._page_bytes
+        return EngineLoad(self._step_tokens, pool.num_pages * page_bytes, pool.num_used * page_bytes)
 
     def _watch(self, plan: Plan) -> None:
         requests: Iterable[Request | None] = (segment.request for segment in plan.segments)

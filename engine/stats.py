@@ -21,3 +21,12 @@ class EngineStats:
     steps: int = 0
     preemptions: int = 0
     peak_kv_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class EngineLoad:
+    """What an engine holds now. step_tokens: rows that the last step computed."""
+
+    step_tokens: int
+    kv_bytes: int
+    used_kv_bytes: int

@@ -1,6 +1,7 @@
 """Databases (SQLite and a private Postgres, both built by the real migrations) and models for the tests."""
 
 import itertools
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -12,6 +13,9 @@ import pytest
 from app.db.schema import migrate
 from app.db.session import Database
 from app.storage import Storage
+
+# Services of tests run side by side: each takes a port for its metrics that is free.
+os.environ["BATCHLLM_OPS_PORT"] = "0"
 
 _TEMPLATE = "batchllm_template"
 _numbers = itertools.count()

@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 from app.db.session import Database
 from engine.errors import ChatTemplateError
 from engine.request import Completion, FinishReason, Refusal, Request, TokenIds
-from engine.stats import EngineStats
+from engine.stats import EngineLoad, EngineStats
 
 
 class ByteTokenizer:
@@ -89,6 +89,10 @@ class FakeEngine:
     @property
     def running_ids(self) -> frozenset[int]:
         return frozenset(list(self.waiting)[: self.per_step])
+
+    @property
+    def load(self) -> EngineLoad:
+        return EngineLoad(step_tokens=self.per_step, kv_bytes=self.kv_tokens, used_kv_bytes=len(self.waiting))
 
     def step(self) -> list[Completion]:
         self.stats.steps += 1

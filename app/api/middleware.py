@@ -10,6 +10,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.errors import ApiError, from_unexpected
+from app.metrics import HttpFigures
 
 log = logging.getLogger(__name__)
 
@@ -21,8 +22,9 @@ class RequestEnvelope:
     drop the body of a POST that is redirected.
     """
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, http: HttpFigures) -> None:
         self.app = app
+        self._http = http
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -35,6 +37,7 @@ class RequestEnvelope:
             nonlocal started
             if message["type"] == "http.response.start":
                 started = True
+                self._http.answered(scope["method"], message["status"])
                 MutableHeaders(scope=message)["x-request-id"] = request_id
             await send(message)
 
@@ -43,11 +46,12 @@ class RequestEnvelope:
         try:
             await self.app(scope, receive, send_with_id)
         except ClientDisconnect:
-            log.info("%s: the client went away", request_id)
+            log.info("%s: the client went away", request_id, extra={"request_id": request_id})
         except Exception as error:
             if started:  # too late for an answer: the server cuts the connection
                 raise
-            log.info("%s: %s %s failed", request_id, scope["method"], scope["path"])
+            what = (request_id, scope["method"], scope["path"])
+            log.info("%s: %s %s failed", *what, extra={"request_id": request_id})
             await from_unexpected(error, scope["method"]).response()(scope, receive, send_with_id)
 
 

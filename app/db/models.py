@@ -208,6 +208,7 @@ class Worker(Base):
     id: Mapped[str] = mapped_column(String(64), primary_key=True)
     models: Mapped[list[str]] = mapped_column(Json)  # names that it serves
     seen_at: Mapped[int] = mapped_column(BigInteger)
+    figures: Mapped[dict[str, Any] | None] = mapped_column(Json)  # app/figure_names.py
 
 
 class WebhookEndpoint(Owned, Base):

@@ -1,6 +1,7 @@
 """Which workers there are, so that a batch that none of them can run says so."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from sqlalchemy import delete, func, select
 from sqlalchemy.orm import Session
@@ -10,20 +11,28 @@ from app.db.models import Batch, Worker
 from app.db.session import now, unix_now
 from app.lifecycle import BatchStatus
 
-SIGN_SECONDS = 10.0  # between two signs of life
+SIGN_SECONDS = 5.0  # between two signs of life, and so the age of its figures
 ALIVE_SECONDS = 45  # without a sign; then a worker counts as gone
 _FORGET_SECONDS = 86_400
 
 
-def give_sign(session: Session, worker_id: str, models: Sequence[str]) -> None:
-    """Say that the worker lives."""
-    session.merge(Worker(id=worker_id, models=list(models), seen_at=now(session)))
+def give_sign(
+    session: Session, worker_id: str, models: Sequence[str], figures: dict[str, Any] | None = None
+) -> None:
+    """Say that the worker lives, and what it measured (app/figure_names.py)."""
+    session.merge(Worker(id=worker_id, models=list(models), seen_at=now(session), figures=figures))
     changed_rows(session, delete(Worker).where(Worker.seen_at < unix_now() - _FORGET_SECONDS))
 
 
 def sign_off(session: Session, worker_id: str) -> None:
     """The worker is gone."""
     changed_rows(session, delete(Worker).where(Worker.id == worker_id))
+
+
+def living_workers(session: Session) -> Sequence[Worker]:
+    """Those that gave a sign lately."""
+    query = select(Worker).where(Worker.seen_at >= unix_now() - ALIVE_SECONDS)
+    return session.scalars(query.order_by(Worker.id)).all()
 
 
 def queue_position(session: Session, batch: Batch) -> int:
@@ -43,6 +52,6 @@ def queue_position(session: Session, batch: Batch) -> int:
 
 def unserved_models(session: Session, models: Sequence[str] | None) -> list[str] | None:
     """What of the batch's models keeps every living worker from it; None: nothing. Empty: no worker lives."""
-    alive = session.scalars(select(Worker.models).where(Worker.seen_at >= unix_now() - ALIVE_SECONDS)).all()
-    missing = [sorted(set(models or ()) - set(served)) for served in alive]
+    alive = living_workers(session)
+    missing = [sorted(set(models or ()) - set(worker.models)) for worker in alive]
     return min(missing, key=len, default=[]) if not alive or all(missing) else None

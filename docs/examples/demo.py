@@ -34,7 +34,8 @@ def running_service(data_dir: str) -> Iterator[str]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    environment = os.environ | {"BATCHLLM_DATA_DIR": data_dir, "BATCHLLM_PORT": str(port)}
+    own = {"BATCHLLM_DATA_DIR": data_dir, "BATCHLLM_PORT": str(port), "BATCHLLM_OPS_PORT": "0"}
+    environment = os.environ | own
     service = subprocess.Popen([sys.executable, "-m", "app.cli", "serve"], env=environment)
     try:
         wait_until_ready(service, f"http://127.0.0.1:{port}/readyz")

@@ -33,15 +33,30 @@ def resolve_model(name: str, cache_dir: Path | None = None, report: Report = _lo
     """
     local = Path(name).expanduser()
     models_dir = (cache_dir or default_cache_dir()) / "models"
-    if local.suffix == ".gguf" and local.is_file():
+    if _is_gguf(local):
         return import_gguf(local.resolve(), models_dir, report)
+    return find_model(name, cache_dir) or _from_elsewhere(name, _packaged_dir(name, models_dir), report)
+
+
+def find_model(name: str, cache_dir: Path | None = None) -> Path | None:
+    """Where the model `name` is on this machine; None: it would have to be fetched. Raises ModelNotUsable."""
+    local = Path(name).expanduser()
+    if _is_gguf(local):
+        return local.resolve()
     if local.exists() or name.startswith(_PATH_STARTS):
         check_model_dir(local)
         return local.resolve()
     if not _HUB_ID.fullmatch(name):
         raise ModelNotUsable(f"{name!r} is neither a directory here nor a hub id of the form owner/name.")
-    packaged_dir = models_dir / name.replace("/", "--")
-    return _from_caches(name, packaged_dir) or _from_elsewhere(name, packaged_dir, report)
+    return _from_caches(name, _packaged_dir(name, (cache_dir or default_cache_dir()) / "models"))
+
+
+def _is_gguf(path: Path) -> bool:
+    return path.suffix == ".gguf" and path.is_file()
+
+
+def _packaged_dir(name: str, models_dir: Path) -> Path:
+    return models_dir / name.replace("/", "--")
 
 
 def _from_caches(name: str, packaged_dir: Path) -> Path | None:
