@@ -14,6 +14,10 @@ COPY kernels kernels
 COPY migrations migrations
 RUN /opt/batchllm/bin/pip install --no-cache-dir ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} .
 
+# A CPU never runs Triton, which is nearly half of all that is installed.
+FROM build AS build-cpu
+RUN /opt/batchllm/bin/pip uninstall --yes triton
+
 FROM python:3.12-slim-bookworm AS runtime
 # Attention on a CPU is compiled for the processor it runs on; Triton compiles its launchers.
 # The base image's Debian decides the versions.
@@ -23,7 +27,6 @@ RUN apt-get update \
     && rm -rf /var/lib/apt/lists/* \
     && mkdir /data \
     && chown 10001:10001 /data
-COPY --from=build /opt/batchllm /opt/batchllm
 # All that is written goes to /data and /tmp, so that the root can be read-only.
 ENV PATH=/opt/batchllm/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
@@ -45,8 +48,10 @@ ENTRYPOINT ["batchllm"]
 CMD ["serve"]
 
 FROM runtime AS cuda
+COPY --from=build /opt/batchllm /opt/batchllm
 ENV BATCHLLM_DEVICE=cuda \
     NVIDIA_VISIBLE_DEVICES=all \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility
 
 FROM runtime AS cpu
+COPY --from=build-cpu /opt/batchllm /opt/batchllm

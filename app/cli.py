@@ -1,5 +1,6 @@
 """The command line. Heavy modules are imported by the command that needs them: --help answers at once."""
 
+import logging
 import os
 import signal
 import threading
@@ -78,11 +79,7 @@ def serve(
             service_commands(),
             os.environ | as_environment(flags_given(context) | {"port": port, "ops_port": ops_port}),
             ready_url=f"{url}/readyz",
-            on_ready=lambda: typer.echo(
-                f"BatchLLM answers at {url}/v1; Ctrl-C stops it.\n"
-                f"Metrics and probes: {own_url(settings.ops_host, ops_port)}/metrics",
-                err=True,
-            ),
+            on_ready=lambda: _announce(url, own_url(settings.ops_host, ops_port), settings.log_format),
         )
         exit_code = supervisor.run(stop_on_signals())
     raise typer.Exit(exit_code)
@@ -289,6 +286,17 @@ def main() -> None:
 def as_environment(flags: dict[str, Any]) -> dict[str, str]:
     """The flags of `serve` as its processes read them."""
     return {f"BATCHLLM_{name.upper()}": str(value) for name, value in flags.items()}
+
+
+def _announce(url: str, ops_url: str, log_format: str) -> None:
+    """Where the service answers: for people, or as one more event where the log is for machines."""
+    if log_format == "json":
+        logging.getLogger("app.serve").info(
+            "Ready.", extra={"url": f"{url}/v1", "metrics": f"{ops_url}/metrics"}
+        )
+        return
+    typer.echo(f"BatchLLM answers at {url}/v1; Ctrl-C stops it.", err=True)
+    typer.echo(f"Metrics and probes: {ops_url}/metrics", err=True)
 
 
 def own_url(host: str, port: int) -> str:

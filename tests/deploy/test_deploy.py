@@ -39,8 +39,8 @@ def test_the_dockerfile_passes_the_linter() -> None:
 def test_the_image_runs_as_nobody_in_particular() -> None:
     text = (ROOT / "Dockerfile").read_text()
     assert re.search(r"^USER \d+:\d+$", text, flags=re.MULTILINE)
-    stages = re.findall(r"^FROM \S+ AS (\w+)$", text, flags=re.MULTILINE)
-    assert stages == ["build", "runtime", "cuda", "cpu"]
+    stages = re.findall(r"^FROM \S+ AS (\S+)$", text, flags=re.MULTILINE)
+    assert stages == ["build", "build-cpu", "runtime", "cuda", "cpu"]
     for word in ("HEALTHCHECK", "VOLUME /data", "ARG TORCH_INDEX"):
         assert word in text
     copied = re.findall(r"^COPY (?!--from)(.+) \S+$", text, flags=re.MULTILINE)

@@ -156,16 +156,25 @@ def test_the_ports_of_operations(service: Service) -> None:
     assert "batchllm_workers 1.0" in text
 
 
-def test_keys_are_asked_for_and_given(tmp_path: Path, tiny_llama_dir: Path) -> None:
-    running = Service(
-        tmp_path,
-        {"BATCHLLM_MODEL": str(tiny_llama_dir), "BATCHLLM_MODEL_NAME": "tiny", "BATCHLLM_THREADS": "1"},
-    )
+def test_keys_are_asked_for_given_and_never_logged(
+    tmp_path: Path, tiny_llama_dir: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    settings = {"MODEL": str(tiny_llama_dir), "MODEL_NAME": "tiny", "THREADS": "1", "LOG_FORMAT": "json"}
+    running = Service(tmp_path, {f"BATCHLLM_{name}": value for name, value in settings.items()})
     key = batchllm("keys", "create", "alice", "--data-dir", tmp_path).stdout.strip()
     running.start()
     try:
         assert "BATCHLLM_API_KEY" in said(running, "list", code=EXIT_REFUSED).stderr
         assert "id" in said(running, "list", "--key", key).stdout
         assert batchllm("list", BATCHLLM_URL=running.url, BATCHLLM_API_KEY=key).returncode == 0
+        secret = [{"role": "user", "content": "A secret question."}]
+        source = write_batch(tmp_path / "in.jsonl", 2, messages=secret)
+        submitted = json.loads(said(running, "submit", source, "--watch", "--json", "--key", key).stdout)
     finally:
         assert running.stop() == 0
+    log = capfd.readouterr().err
+    events = [json.loads(line) for line in log.splitlines()]  # all of it is JSON
+    assert {event["process"] for event in events} >= {"serve", "worker"}
+    assert submitted["id"] in {event.get("batch_id") for event in events}
+    assert key not in log
+    assert "secret" not in log
