@@ -70,7 +70,7 @@ def follow(remote: Remote, batch: Json, *, watched: bool, as_json: bool) -> int:
         try:
             batch = watch(remote, batch["id"], Console(stderr=True, quiet=as_json))
         except KeyboardInterrupt:
-            console.print(f"The batch goes on: 'batchllm status {batch['id']} --watch' watches it again.")
+            console.print(f"The batch goes on. Watch it again:\nbatchllm status {batch['id']} --watch")
             return EXIT_INTERRUPTED
     if as_json:
         print_json(batch)
