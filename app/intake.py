@@ -4,6 +4,7 @@ import hashlib
 import logging
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -30,6 +31,7 @@ from app.translation import TranslatedLine, translate_lines
 CLAIM_SECONDS = 1.0  # between looks for more work, while there is some
 MAX_CLAIMS = 16  # each costs a heartbeat a second
 TRANSLATE_LINES = 256  # lines between looks at what became of the batch, while nothing else runs
+_ALL_TENANTS = ("all",)  # no tenant's name
 TRANSLATE_SECONDS = 0.02  # of translation between two steps, while others run
 
 log = logging.getLogger(__name__)
@@ -71,6 +73,8 @@ class Intake:
         self._closing = threading.Event()
         self._look: Future[_Opened | None] | None = None
         self._next_look_at = 0.0  # monotonic
+        self._num_claims = 0
+        self._last_claims: dict[str, int] = {}  # by tenant: number of its last claim
 
     def next_batch(self, running: Sequence[RunningBatch]) -> RunningBatch | None:
         """The next batch to run beside those that run; None if there is none, or none is known yet.
@@ -84,7 +88,9 @@ class Intake:
             if running or opened is not None:
                 return self._begin(opened)
         if not running:
-            return self._begin(self._claim_and_read(Wanted(self._models), self._stop))
+            return self._begin(
+                self._claim_and_read(Wanted(self._models, shares=self._shares([])), self._stop)
+            )
         wanted = self._wanted(running) if time.monotonic() >= self._next_look_at else None
         if wanted is not None:
             self._look = self._looker.submit(self._claim_and_read, wanted, self._closing)
@@ -138,21 +144,31 @@ class Intake:
         is_taken = any(is_suspect(batch.claim.deaths) or batch.untranslated for batch in running)
         if is_taken or len(running) >= MAX_CLAIMS:
             return None
-        # Only what is not behind a whole budget of its own or a higher priority.
-        above, num_tokens = None, 0
+        # Only what is not behind a whole budget of the same tenant and its own or a higher priority.
+        above: dict[str, int] = {}
+        num_tokens: Counter[str] = Counter()
         for batch in sorted(running, key=lambda batch: -batch.claim.priority):
-            num_tokens += batch.num_prompt_tokens
-            if num_tokens >= self._settings.resolved_claim_tokens:
-                above = batch.claim.priority
-                break
+            claim = batch.claim
+            num_tokens[claim.owner] += batch.num_prompt_tokens
+            if num_tokens[claim.owner] >= self._settings.resolved_claim_tokens:
+                above.setdefault(claim.owner, claim.priority)
         held = frozenset(batch.claim.batch_id for batch in running)
-        return Wanted(self._models, held, above, max_deaths=WATCHED_DEATHS - 1)
+        return Wanted(self._models, held, above, self._shares(running), max_deaths=WATCHED_DEATHS - 1)
+
+    def _shares(self, running: Sequence[RunningBatch]) -> dict[str, tuple[int, int]]:
+        """By tenant: prompt tokens that are left of its batches here, and number of its last claim."""
+        num_tokens: Counter[str] = Counter()
+        for batch in running:
+            num_tokens[batch.claim.owner] += batch.num_prompt_tokens
+        return {owner: (num_tokens[owner], number) for owner, number in self._last_claims.items()}
 
     def _begin(self, opened: _Opened | None) -> RunningBatch | None:
         if opened is None:
             return None
         self._next_look_at = 0.0  # more may wait behind it
         claim = opened.claim
+        self._num_claims += 1
+        self._last_claims[claim.owner] = self._num_claims
         log.info("Running %s.", claim.batch_id, extra={"batch_id": claim.batch_id})
         batch = RunningBatch(
             claim,
@@ -190,7 +206,9 @@ class Intake:
             return
         batch.enter(lines)
         requests = [request for running in lines for request in running.requests]
-        refusals = self._engine.add(requests, priority=batch.claim.priority)
+        owner = batch.claim.owner
+        scope = owner if self._settings.share_prefixes == "tenant" else _ALL_TENANTS
+        refusals = self._engine.add(requests, priority=batch.claim.priority, tenant=owner, scope=scope)
         refused, request_ids = batch.refuse(refusals)
         self._engine.drop(request_ids)
         self._recorder.put(batch.queue, refused)

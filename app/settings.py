@@ -107,7 +107,9 @@ class Settings(BaseSettings):
     lease_seconds: int = Field(default=30, gt=0)
     """How long a worker that gave no sign of life keeps its batches."""
     claim_tokens: int | None = Field(default=None, gt=0)
-    """A worker takes the next batch while it has fewer prompt tokens than this left; without it, 32 steps."""
+    """A worker takes a tenant's next batch while fewer prompt tokens of it are left; without it, 32 steps."""
+    share_prefixes: Literal["tenant", "all"] = "tenant"
+    """Whose batches share equal prompt starts: tenant, or all, where times may tell of others' prompts."""
 
     max_file_bytes: ByteCount = 200 * 1000**2
     """Largest file that may be uploaded."""

@@ -2,7 +2,7 @@
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,7 @@ from engine.planning.planner import make_plan
 from engine.request import Completion, FinishReason, Refusal, Request, TokenLogprob
 from engine.scheduling.batch import RowLogprobs, StepBatch, StepTokens
 from engine.scheduling.scheduler import Scheduler
+from engine.scheduling.segment import Segment
 from engine.scheduling.sequence import Sequence as RunningSequence
 from engine.stats import EngineLoad, EngineStats
 from engine.text.logprobs import token_logprobs
@@ -53,19 +54,49 @@ class Engine:
         self._logprobs: defaultdict[int, list[RowLogprobs]] = defaultdict(list)  # of requests that ask
         self._stats = EngineStats(load_seconds=load_seconds)
 
-    def add(self, requests: Sequence[Request], *, priority: int = 0) -> list[Refusal]:
+    def add(
+        self,
+        requests: Sequence[Request],
+        *,
+        priority: int = 0,
+        tenant: str = "",
+        scope: Hashable = None,
+    ) -> list[Refusal]:
         """Plan these requests together and let them join; those that can never fit come back.
 
-        Those of a higher priority go first, also before what waits here already. Prefixes are shared among
-        the requests of one call only.
+        Those of a higher priority go first, also before what waits here already; tenants of equal priority
+        have equal shares. Prefixes are shared among the requests of the call and with those of earlier calls
+        with the same `scope` that are not finished; None: with no other call.
         """
         started = time.perf_counter()
-        plan = make_plan(requests, page_size=self._pool.page_size, num_pages=self._pool.num_pages)
-        self._scheduler.add(plan, priority=priority)
+        alone = requests if scope is None else self._join(requests, priority, tenant, scope)
+        plan = make_plan(alone, page_size=self._pool.page_size, num_pages=self._pool.num_pages)
+        self._enter(plan, priority, tenant, scope, below=None)
         self._stats.plan_seconds += time.perf_counter() - started
+        return list(plan.refused)
+
+    def _join(
+        self, requests: Sequence[Request], priority: int, tenant: str, scope: Hashable
+    ) -> Sequence[Request]:
+        """Lets requests grow from segments that are here already. Returns those that cannot."""
+        alone: list[Request] = []
+        below: dict[Segment, list[Request]] = {}
+        for request, segment in zip(requests, self._scheduler.segments_for(requests, scope), strict=True):
+            (alone if segment is None else below.setdefault(segment, [])).append(request)
+        for segment, members in below.items():
+            num_pages = self._pool.num_pages - self._scheduler.pages_down_to(segment)
+            plan = make_plan(
+                members, page_size=self._pool.page_size, num_pages=num_pages, num_ready=segment.stop
+            )
+            self._enter(plan, priority, tenant, scope, below=segment)
+            unfit = {refusal.request_id for refusal in plan.refused}  # the chain is cut into too many pages
+            alone += [request for request in members if request.request_id in unfit]
+        return alone
+
+    def _enter(self, plan: Plan, priority: int, tenant: str, scope: Hashable, below: Segment | None) -> None:
+        self._scheduler.add(plan, priority=priority, tenant=tenant, scope=scope, below=below)
         self._stats.prompt_tokens += plan.num_prompt_tokens
         self._watch(plan)
-        return list(plan.refused)
 
     def drop(self, request_ids: Collection[int]) -> None:
         """Take requests out, finished or not, and free what only they used."""

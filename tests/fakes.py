@@ -3,7 +3,7 @@
 import sqlite3
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -63,7 +63,9 @@ class FakeEngine:
     waiting: dict[int, Request] = field(default_factory=dict)
     priorities: dict[int, int] = field(default_factory=dict)
 
-    def add(self, requests: Sequence[Request], *, priority: int = 0) -> list[Refusal]:
+    def add(
+        self, requests: Sequence[Request], *, priority: int = 0, tenant: str = "", scope: Hashable = None
+    ) -> list[Refusal]:
         refusals = []
         for request in requests:
             assert request.request_id not in self.waiting, request.request_id

@@ -1,7 +1,7 @@
 """Who may write to a batch: the holder of its current epoch. The lease says how long others wait for it."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from sqlalchemy import and_, null, or_, select, update
@@ -21,13 +21,15 @@ class LeaseLost(Exception):
 class Claim:
     """A worker's right to run a batch, good while `epoch` is the batch's.
 
-    storage_key: of its input. deaths: how many workers died while they held the batch.
+    owner: the tenant whose batch it is. storage_key: of its input.
+    deaths: how many workers died while they held the batch.
     input_tokens, output_tokens: of the lines that were answered before.
     """
 
     batch_id: str
     epoch: int
     worker_id: str
+    owner: str
     endpoint: str
     storage_key: str
     deaths: int
@@ -41,18 +43,26 @@ class Wanted:
     """Which batches a worker can take now.
 
     models: names that it serves; None: any.
-    above: only batches of a higher priority than this.
+    above: of these tenants only batches of a higher priority than this.
+    shares: of equal priority the tenant with the smallest goes first, one without before all others.
     max_deaths: a batch that more workers died with is not taken, nor any that would come after it.
     held: batches that the worker has; their leases may have run out unnoticed.
     """
 
     models: frozenset[str] | None = None
     held: frozenset[str] = frozenset()
-    above: int | None = None
+    above: Mapping[str, int] = field(default_factory=dict)
+    shares: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     max_deaths: int | None = None
 
     def serves(self, models: Sequence[str] | None) -> bool:
         return self.models is None or models is None or self.models.issuperset(models)
+
+    def allows(self, owner: str, priority: int) -> bool:
+        return owner not in self.above or priority > self.above[owner]
+
+    def share(self, owner: str) -> tuple[int, int]:
+        return self.shares.get(owner, (0, 0))
 
 
 ANY = Wanted()
@@ -61,7 +71,8 @@ ANY = Wanted()
 def claim_batch(
     session: Session, *, worker_id: str, lease_seconds: int, takeover: bool, wanted: Wanted = ANY
 ) -> Claim | None:
-    """Take the first batch that is to run and that nobody holds, or None: by priority, then age.
+    """Take the first batch that is to run and that nobody holds, or None: by priority, then by the shares of
+    the tenants, then age.
 
     `takeover` ignores the leases of other workers: right where a lock guarantees that there are none left.
     A worker's id must be new at each start.
@@ -73,12 +84,11 @@ def claim_batch(
     is_to_run = and_(
         Batch.status == BatchStatus.IN_PROGRESS, Batch.expires_at > now, Batch.paused_at.is_(None), is_free
     )
-    if wanted.above is not None:
-        is_to_run = and_(is_to_run, Batch.priority > wanted.above)
-    candidates = select(Batch.id, Batch.models, Batch.deaths).where(is_to_run)
-    in_order = candidates.order_by(Batch.priority.desc(), Batch.created_at, Batch.id)
-    for batch_id, models, deaths in session.execute(in_order).all():
-        if batch_id in wanted.held or not wanted.serves(models):
+    columns = (Batch.id, Batch.owner, Batch.priority, Batch.models, Batch.deaths)
+    candidates = session.execute(select(*columns).where(is_to_run).order_by(Batch.created_at, Batch.id)).all()
+    in_order = sorted(candidates, key=lambda batch: (-batch.priority, wanted.share(batch.owner)))
+    for batch_id, owner, priority, models, deaths in in_order:
+        if batch_id in wanted.held or not wanted.serves(models) or not wanted.allows(owner, priority):
             continue
         if wanted.max_deaths is not None and deaths > wanted.max_deaths:
             return None
@@ -103,6 +113,7 @@ def _take(session: Session, batch: Batch, worker_id: str, lease_seconds: int) ->
         batch_id=batch.id,
         epoch=batch.epoch,
         worker_id=worker_id,
+        owner=batch.owner,
         endpoint=batch.endpoint,
         storage_key=storage_key,
         deaths=batch.deaths,

@@ -18,18 +18,26 @@ def make_plan(
     *,
     page_size: int,
     num_pages: int,
+    num_ready: int = 0,
     sharing: SharingPolicy = share_optimally,
     ordering: OrderingPolicy = decode_heavy_first,
 ) -> Plan:
     """The segments that serve `requests`, in the order to run them.
 
+    num_ready: tokens at the start of each prompt, the same in all and not all of one, that are there already:
+    the plan is of what follows, and `num_pages` is what there is beside them.
+
     A request that does not fit in `num_pages` pages even alone is refused. With the policies it has, the plan
     does not depend on the order of the requests, but for which of two equal prompts goes first.
     """
-    refused = _refusals(requests, page_size, num_pages)
+    refused = _refusals(requests, page_size, num_pages, num_ready)
     refused_ids = {refusal.request_id for refusal in refused}
     requests = [request for request in requests if request.request_id not in refused_ids]
-    tree = build_prefix_tree([request.prompt_ids for request in requests])
+    num_prompt_tokens = sum(len(request.prompt_ids) for request in requests)
+    if len(requests) == 1:  # most often so where many prompts join what is there
+        tail = PlannedSegment(requests[0].prompt_ids[num_ready:], parent=None, request=requests[0])
+        return Plan((tail,), num_prompt_tokens, num_unique_tokens=len(tail.token_ids), refused=refused)
+    tree = build_prefix_tree([request.prompt_ids[num_ready:] for request in requests])
     segmentation = sharing(tree, page_size)
     max_tokens = np.array([requests[index].sampling.max_tokens for index in tree.prompt], dtype=np.int64)
     too_long = _chain_pages(tree, segmentation, max_tokens, page_size) > num_pages
@@ -37,19 +45,21 @@ def make_plan(
     is_alone = segmentation.num_members() < 2
     is_alone[0] = False
     return Plan(
-        segments=_lay_out(requests, tree, segmentation.without(is_alone), ordering),
-        num_prompt_tokens=int(tree.length.sum()),
+        segments=_lay_out(requests, tree, segmentation.without(is_alone), ordering, num_ready),
+        num_prompt_tokens=num_prompt_tokens,
         num_unique_tokens=tree.num_unique_tokens,
         refused=refused,
     )
 
 
-def _refusals(requests: Sequence[Request], page_size: int, num_pages: int) -> tuple[Refusal, ...]:
+def _refusals(
+    requests: Sequence[Request], page_size: int, num_pages: int, num_ready: int
+) -> tuple[Refusal, ...]:
     refused = []
     for request in requests:
         num_prompt_tokens, max_tokens = len(request.prompt_ids), request.sampling.max_tokens
         # The last token generated is never fed back, so it needs no KV.
-        pages = -(-(num_prompt_tokens + max_tokens - 1) // page_size)
+        pages = -(-(num_prompt_tokens - num_ready + max_tokens - 1) // page_size)
         if pages > num_pages:
             reason = (
                 f"a prompt of {num_prompt_tokens} tokens and up to {max_tokens} output tokens need {pages} "
@@ -68,7 +78,11 @@ def _chain_pages(tree: PrefixTree, shared: Segmentation, max_tokens: Ints, page_
 
 
 def _lay_out(
-    requests: Sequence[Request], tree: PrefixTree, shared: Segmentation, ordering: OrderingPolicy
+    requests: Sequence[Request],
+    tree: PrefixTree,
+    shared: Segmentation,
+    ordering: OrderingPolicy,
+    num_ready: int,
 ) -> tuple[PlannedSegment, ...]:
     """The shared segments and the leaves, in the order to run them."""
     nodes = np.flatnonzero(shared.chosen)
@@ -99,7 +113,7 @@ def _lay_out(
         above = parent_of[index]
         segments.append(
             PlannedSegment(
-                token_ids=sources[index].prompt_ids[start_of[index] : stop_of[index]],
+                token_ids=sources[index].prompt_ids[num_ready + start_of[index] : num_ready + stop_of[index]],
                 parent=place_of[above] if above else None,
                 request=owners[index],
             )

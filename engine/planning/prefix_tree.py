@@ -71,13 +71,17 @@ def _shared_with_next(prompts: Sequence[TokenIds], order: list[int]) -> list[int
     """Tokens that each sorted prompt shares with the one after it; both keep their last token."""
     shared = []
     for index, next_index in pairwise(order):
-        prompt, following = prompts[index], prompts[next_index]
-        limit = min(len(prompt), len(following)) - 1
-        differs = prompt[:limit] != following[:limit]
-        # One pass of argmax: it stops at the first difference.
-        first = int(differs.argmax()) if limit else 0
-        shared.append(first if limit and differs[first] else limit)
+        shared.append(num_shared_tokens(prompts[index], prompts[next_index]))
     return shared
+
+
+def num_shared_tokens(prompt: TokenIds, other: TokenIds) -> int:
+    """Tokens that two prompts have in common from their start on; both keep their last one."""
+    limit = min(len(prompt), len(other)) - 1
+    differs = prompt[:limit] != other[:limit]
+    # One pass of argmax: it stops at the first difference.
+    first = int(differs.argmax()) if limit else 0
+    return first if limit and differs[first] else limit
 
 
 def _tree_of_sorted(order: list[int], lengths: Ints, shared: list[int]) -> PrefixTree:

@@ -51,6 +51,8 @@ def _check_resident(segment: Segment, occupancy: Occupancy) -> None:
     assert num_computed <= num_tokens
     assert num_computed <= len(segment.page_ids) * occupancy.pool.page_size, "tokens without a page"
     assert not table.decoding[slot] or num_computed == num_tokens - 1
+    assert table.rank[slot] == segment.rank
     if segment.parent is not None:
+        assert segment.parent.rank <= segment.rank, "a prefix is ranked behind what is below it"
         assert segment.parent.slot is not None, "a resident under one without pages"
         assert num_computed == 0 or table.is_complete(segment.parent), "computed before its prefix"

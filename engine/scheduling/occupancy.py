@@ -38,6 +38,7 @@ class Occupancy:
 
         The caller has seen that all this is within reach.
         """
+        self._rank_above(sequence)
         self._hold(sequence.parent)
         for segment in reversed(_absent_above(sequence)):
             self._enter(segment, self.pool.num_pages_for(len(segment.token_ids)))
@@ -75,9 +76,28 @@ class Occupancy:
         slots = np.flatnonzero(self.residents.is_idle)
         if len(slots) == 0:
             return False
-        latest = slots[np.argmax(self.residents.rank[slots])]
+        # The deepest of equals: a segment's rank is not above that of any below it.
+        latest = slots[np.lexsort((self.residents.position[slots], self.residents.rank[slots]))[-1]]
         self.pool.free(self.residents.leave(self.residents.segment_at(int(latest))))
         return True
+
+    def split(self, segment: Segment, num_tokens: int) -> Segment:
+        """Cuts the first `num_tokens` tokens, whole pages and not all of them, off a segment or a leaf's
+        prompt, as a shared segment around it. What is computed stays so. Returns the new one."""
+        head = Segment(segment.parent, segment.token_ids[:num_tokens])
+        head.rank = segment.rank
+        head.num_members = 1
+        head.num_ever_computed = min(segment.num_ever_computed, num_tokens)
+        segment.num_ever_computed -= head.num_ever_computed
+        segment.parent = head
+        segment.token_ids = segment.token_ids[num_tokens:]
+        segment.position += num_tokens
+        if segment.slot is not None:
+            self.residents.enter_above(head, segment, num_tokens // self.pool.page_size)
+            is_idle = bool(self.residents.is_idle[segment.slot])
+            self.residents.is_idle[self.residents.slot_of(head)] = is_idle
+            head.num_holds = int(not is_idle)
+        return head
 
     def reclaim_unwritten(self, num_pages: int) -> None:
         """Takes back up to `num_pages` pages set aside for outputs to come, from the latest leaves first."""
@@ -93,6 +113,14 @@ class Occupancy:
             num_pages -= len(sequence.page_ids) - kept
             self.pool.free(sequence.page_ids[kept:])
             table.set_pages(sequence, sequence.page_ids[:kept])
+
+    def _rank_above(self, sequence: Sequence) -> None:
+        segment = sequence.parent
+        while segment is not None and segment.rank > sequence.rank:
+            segment.rank = sequence.rank
+            if segment.slot is not None:
+                self.residents.rank[segment.slot] = segment.rank
+            segment = segment.parent
 
     def _hold(self, segment: Segment | None) -> None:
         while segment is not None:

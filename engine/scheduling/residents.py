@@ -13,13 +13,18 @@ from engine.scheduling.sequence import Sequence
 
 Slots = NDArray[np.int64]
 
+_ROOT_LEAF_PLACE = -1
+
 _COLUMNS = {
     "is_resident": np.bool_,
     "is_leaf": np.bool_,
     "is_idle": np.bool_,
     "decoding": np.bool_,
     "rank": np.int64,
-    "rank_stop": np.int64,
+    "parent_slot": np.int64,
+    "place": np.int64,
+    "place_stop": np.int64,
+    "tenant": np.int64,
     "position": np.int32,
     "num_tokens": np.int32,
     "num_computed": np.int32,
@@ -63,6 +68,9 @@ class Residents:
     num_prompt: prompt tokens of the segment.
     in_one_run: its pages are first_page, first_page + 1, ...
     is_idle: a shared segment that nobody holds.
+    parent_slot: of the segment above, -1 for a root.
+    place: orders the residents: of a shared segment twice its number in preorder among those, of a leaf one
+        more than that of the segment above. place_stop: of a shared segment, where its subtree is over.
     decoding: a leaf of which only the last known token is left to compute: one row a step.
     last_token: last known token of a decoding leaf.
     The other columns are those of Segment and of the request.
@@ -73,7 +81,10 @@ class Residents:
     is_idle: NDArray[np.bool_]
     decoding: NDArray[np.bool_]
     rank: NDArray[np.int64]
-    rank_stop: NDArray[np.int64]
+    parent_slot: Slots
+    place: NDArray[np.int64]
+    place_stop: NDArray[np.int64]
+    tenant: NDArray[np.int64]
     position: NDArray[np.int32]
     num_tokens: NDArray[np.int32]
     num_computed: NDArray[np.int32]
@@ -96,6 +107,8 @@ class Residents:
         self._segments: list[Segment | None] = []
         self._free_slots: list[int] = []
         self._layout: Layout | None = None
+        self._has_places = True
+        self._next_place = 0
         for name, dtype in _COLUMNS.items():
             setattr(self, name, np.zeros(0, dtype=dtype))
         self._outputs = np.zeros((0, 64), dtype=np.int32)  # int32 [slots, tokens generated]
@@ -110,13 +123,15 @@ class Residents:
         self._segments[slot] = segment
         self.is_resident[slot] = True
         self.rank[slot] = segment.rank
-        self.rank_stop[slot] = segment.rank_stop
         self.position[slot] = segment.position
+        self.parent_slot[slot] = -1 if segment.parent is None else self.slot_of(segment.parent)
         self.num_prompt[slot] = self.num_tokens[slot] = len(segment.token_ids)
         self.num_computed[slot] = 0
         self.set_pages(segment, page_ids)
         if isinstance(segment, Sequence):
             self._enter_leaf(slot, segment)
+        else:
+            self._append_place(slot)
 
     def leave(self, segment: Segment) -> PageIds:
         """Takes the slot back; the segment keeps its output. Returns the pages it had."""
@@ -141,6 +156,22 @@ class Residents:
         self.first_page[slot] = page_ids[0]
         self.in_one_run[slot] = is_one_run(page_ids)
         self._layout = None
+
+    def enter_above(self, head: Segment, segment: Segment, num_pages: int) -> None:
+        """Gives the first pages of a resident segment, and what is computed in them, to `head`, which was cut
+        off its front."""
+        slot, num_tokens = self.slot_of(segment), len(head.token_ids)
+        pages, num_computed = segment.page_ids, int(self.num_computed[slot])
+        self.enter(head, pages[:num_pages])
+        self._has_places = False
+        head_slot = self.slot_of(head)
+        self.num_computed[head_slot] = min(num_computed, num_tokens)
+        self.num_computed[slot] = max(num_computed - num_tokens, 0)
+        self.num_tokens[slot] -= num_tokens
+        self.num_prompt[slot] -= num_tokens
+        self.position[slot] = segment.position
+        self.parent_slot[slot] = head_slot
+        self.set_pages(segment, pages[num_pages:])
 
     def slot_of(self, segment: Segment) -> int:
         assert segment.slot is not None, f"segment {segment.rank} has no pages"
@@ -202,7 +233,14 @@ class Residents:
 
     def _lay_out(self) -> Layout:
         slots = np.flatnonzero(self.is_resident)
-        slots = slots[np.argsort(self.rank[slots])]
+        if not self._has_places:
+            self._place_shared()
+        key = self.place[slots]
+        by_place = np.argsort(key)
+        slots, key = slots[by_place], key[by_place]
+        stop = np.arange(1, len(slots) + 1)
+        shared = np.flatnonzero(key % 2 == 0)
+        stop[shared] = np.searchsorted(key, self.place_stop[slots[shared]])
         page_start = np.zeros(len(slots) + 1, dtype=np.int32)
         np.cumsum(self.num_pages[slots], out=page_start[1:])
         # As if each had one run of pages; those that have more are fewer, and written over.
@@ -215,10 +253,47 @@ class Residents:
             page_ids[np.repeat(is_scattered, self.num_pages[slots])] = pages
         return Layout(
             slots=slots,
-            subtree_stop=np.searchsorted(self.rank[slots], self.rank_stop[slots]),
+            subtree_stop=stop,
             page_start=page_start,
             page_ids=page_ids,
         )
+
+    def _place_shared(self) -> None:
+        """Numbers the residents in preorder."""
+        shared = np.flatnonzero(self.is_resident & ~self.is_leaf)
+        shared = shared[np.lexsort((self.rank[shared], self.position[shared]))]
+        below: dict[int, list[int]] = {}
+        for slot, parent in zip(shared.tolist(), self.parent_slot[shared].tolist(), strict=True):
+            below.setdefault(parent, []).append(slot)
+        place = 0
+        path = [(-1, iter(below.get(-1, ())))]
+        while path:
+            slot = next(path[-1][1], -1)
+            if slot < 0:
+                done, _ = path.pop()
+                if done >= 0:
+                    self.place_stop[done] = place
+            else:
+                self.place[slot] = place
+                place += 2
+                path.append((slot, iter(below.get(slot, ()))))
+        leaves = np.flatnonzero(self.is_leaf)
+        above = self.parent_slot[leaves]
+        self.place[leaves] = np.where(above >= 0, self.place[above] + 1, _ROOT_LEAF_PLACE)
+        self._next_place = place
+        self._has_places = True
+
+    def _append_place(self, slot: int) -> None:
+        """Lets a shared segment be the last in preorder, or sees that all are numbered anew."""
+        above = int(self.parent_slot[slot])
+        if above >= 0 and self.place_stop[above] != self._next_place:
+            self._has_places = False
+            return
+        self.place[slot] = self._next_place
+        self._next_place += 2
+        while slot >= 0:
+            self.place_stop[slot] = self._next_place
+            slot = int(self.parent_slot[slot])
 
     def _enter_leaf(self, slot: int, sequence: Sequence) -> None:
         sampling = sequence.request.sampling
@@ -228,6 +303,9 @@ class Residents:
         self.max_tokens[slot] = sampling.max_tokens
         self.ignore_eos[slot] = sampling.ignore_eos
         self.request_id[slot] = sequence.request.request_id
+        self.tenant[slot] = sequence.tenant
+        above = self.parent_slot[slot]
+        self.place[slot] = self.place[above] + 1 if above >= 0 else _ROOT_LEAF_PLACE
         self.temperature[slot] = sampling.temperature
         self.top_p[slot] = sampling.top_p
         self.top_k[slot] = sampling.top_k

@@ -1,7 +1,7 @@
 """Decides what each step computes: no prefill, no decode, but computed catches up with known tokens."""
 
-import heapq
-from collections.abc import Collection
+from collections.abc import Collection, Hashable
+from collections.abc import Sequence as Many
 
 import numpy as np
 
@@ -9,15 +9,18 @@ from engine.memory.pages import PagePool
 from engine.planning.forest import Ints
 from engine.planning.lengths import LengthEstimator
 from engine.planning.plan import Plan
-from engine.request import FinishReason, TokenIds
+from engine.request import FinishReason, Request, TokenIds
 from engine.scheduling.batch import StepBatch
 from engine.scheduling.batch_builder import Span, build_batch
 from engine.scheduling.invariants import check_forest
+from engine.scheduling.kin import Kin
 from engine.scheduling.occupancy import Occupancy
 from engine.scheduling.residents import Residents, Slots
 from engine.scheduling.segment import Segment
 from engine.scheduling.sequence import Sequence
+from engine.scheduling.turns import Turns
 
+_STEPS_PER_TURN = 32  # of a tenant, where it is not over earlier
 _RANKS_PER_PRIORITY = 1 << 40
 
 
@@ -25,8 +28,12 @@ class Scheduler:
     """Runs plans under a budget of KV pages (hard) and of rows a step (soft, never exceeded).
 
     A step is filled in this order: one row of every decoding sequence; prompt rows of running sequences;
-    then sequences are admitted in plan order, each with what is missing of the prefixes above it, top down.
-    A sequence may run in the step that completes the prefixes it needs.
+    then sequences are admitted by priority and by fair turns of the tenants, a tenant's in the order of its
+    plans, each with what is missing of the prefixes above it, top down. A sequence may run in the step that
+    completes the prefixes it needs.
+
+    A plan is a forest of its own, or grows below a segment of an earlier one with the same sharing scope.
+    Ranks follow priority, then the order in which sequences first ran.
 
     Pages are set aside for the output a sequence is expected to write. When they run out, in this order:
     pages set aside and unwritten are taken back; an idle prefix is evicted; the latest sequence is preempted
@@ -57,8 +64,9 @@ class Scheduler:
         self._occupancy = Occupancy(pool, self._residents)
         self._next_rank: dict[int, int] = {}  # by priority
         self._unfinished: dict[int, Sequence] = {}
-        # (rank, sequence), a heap; sequences dropped while they wait are skipped when they come up.
-        self._waiting: list[tuple[int, Sequence]] = []
+        self._turns = Turns(_STEPS_PER_TURN * max_batch_tokens)
+        self._tenants: dict[str, int] = {}
+        self._kin: dict[Hashable, Kin] = {}  # by sharing scope
         # Running sequences that do not decode yet: few, since a step admits only while it has rows left.
         self._filling: list[Sequence] = []
         self._num_running = 0
@@ -85,31 +93,57 @@ class Scheduler:
         table = self._residents
         return int(table.num_pages[table.is_resident & ~table.is_leaf].sum())
 
-    def add(self, plan: Plan, *, priority: int = 0) -> None:
-        """Takes in a plan's requests, ranked before all of lower priority and after all others.
+    def add(
+        self,
+        plan: Plan,
+        *,
+        priority: int = 0,
+        tenant: str = "",
+        scope: Hashable = None,
+        below: Segment | None = None,
+    ) -> None:
+        """Takes in a plan's requests, behind those of the same tenant and priority.
 
         What runs already goes on, but nothing of lower priority is admitted before these are.
+        scope: requests of later plans may share with these if theirs is the same; None: nobody may.
+        below: the segment, from `segments_for`, that all prompts of the plan go on from.
         """
+        number = self._tenants.setdefault(tenant, len(self._tenants))
         segments: list[Segment] = []
-        first_rank = self._next_rank.get(priority, -priority * _RANKS_PER_PRIORITY)
         for planned in plan.segments:
-            parent = None if planned.parent is None else segments[planned.parent]
-            rank = first_rank + len(segments)
+            parent = below if planned.parent is None else segments[planned.parent]
             if planned.request is None:
-                segments.append(Segment(rank, parent, planned.token_ids))
+                segments.append(Segment(parent, planned.token_ids))
             else:
-                sequence = Sequence(rank, parent, planned.token_ids, planned.request)
                 request_id = planned.request.request_id
                 assert request_id not in self._unfinished, f"request {request_id} was added twice"
+                sequence = Sequence(
+                    parent, planned.token_ids, planned.request, priority=priority, tenant=number
+                )
                 self._unfinished[request_id] = sequence
-                heapq.heappush(self._waiting, (rank, sequence))
+                self._turns.add(sequence)
                 segments.append(sequence)
+                if scope is not None:
+                    self._kin.setdefault(scope, Kin()).add(sequence)
             if parent is not None:
                 parent.num_members += 1
-        for segment in reversed(segments):
-            if segment.parent is not None:
-                segment.parent.rank_stop = max(segment.parent.rank_stop, segment.rank_stop)
-        self._next_rank[priority] = first_rank + len(segments)
+
+    def segments_for(self, requests: Many[Request], scope: Hashable) -> list[Segment | None]:
+        """For each request the segment of earlier plans in the scope that its prompt can go on from, if any.
+
+        Good until the next `drop` or step.
+        """
+        assert self._sampled is None, "between commit and the next step only"
+        self._kin = {scope: kin for scope, kin in self._kin.items() if kin.settle()}
+        kin = self._kin.get(scope)
+        if kin is None:
+            return [None] * len(requests)
+        return [kin.segment_for(request.prompt_ids, self._occupancy) for request in requests]
+
+    def pages_down_to(self, segment: Segment) -> int:
+        """Pages of the segment and of all above it."""
+        above = 0 if segment.parent is None else self.pages_down_to(segment.parent)
+        return above + self._pool.num_pages_for(len(segment.token_ids))
 
     def drop(self, request_ids: Collection[int]) -> None:
         """Forgets requests, wherever they stand; ids that are not held (any more) are ignored."""
@@ -164,7 +198,7 @@ class Scheduler:
         self._pool.check_invariants()
         check_forest(self._unfinished.values(), self._occupancy)
         assert self._num_running == int(self._residents.is_leaf.sum()) <= self._max_batch_tokens
-        waiting = {id(sequence) for _, sequence in self._waiting}
+        waiting = {id(sequence) for sequence in self._turns.waiting()}
         filling = {id(sequence) for sequence in self._filling}
         for sequence in self._unfinished.values():
             is_running = sequence.slot is not None
@@ -173,6 +207,7 @@ class Scheduler:
 
     def _end(self, sequence: Sequence) -> None:
         del self._unfinished[sequence.request.request_id]
+        sequence.is_over = True
         if sequence.slot is not None:
             self._stop_running(sequence)
         self._occupancy.forget(sequence)
@@ -219,13 +254,16 @@ class Scheduler:
 
     def _preempt(self, sequence: Sequence) -> None:
         self._stop_running(sequence)
-        heapq.heappush(self._waiting, (sequence.rank, sequence))
+        self._turns.give_back(sequence)
         self.num_preemptions += 1
 
     def _advance_decoding(self) -> int:
         """Counts this step's decode rows as computed. Returns how many there are."""
         slots = np.flatnonzero(self._residents.decoding)
         self._residents.num_computed[slots] += 1
+        rows = np.bincount(self._residents.tenant[slots], minlength=len(self._tenants))
+        for tenant in np.flatnonzero(rows).tolist():
+            self._turns.charge(tenant, int(rows[tenant]))
         return len(slots)
 
     # Prompts
@@ -259,6 +297,7 @@ class Scheduler:
             self._residents.num_computed[slot] = stop
             self._count(segment, start, stop)
             num_used += stop - start
+        self._turns.charge(sequence.tenant, num_used)
         return num_used
 
     def _count(self, segment: Segment, start: int, stop: int) -> None:
@@ -277,7 +316,9 @@ class Scheduler:
         needed = own_pages + self._occupancy.pages_missing_above(sequence)
         if needed + outlook > self._occupancy.pages_within_reach(sequence):
             return False
-        heapq.heappop(self._waiting)
+        self._turns.take(sequence)
+        if not sequence.has_run:
+            sequence.rank = self._new_rank(sequence.priority)
         self._occupancy.settle(sequence, own_pages)
         self._num_running += 1
         self._filling.append(sequence)
@@ -286,14 +327,14 @@ class Scheduler:
             sequence.num_cached_tokens = self._residents.num_computed_above(sequence)
         return True
 
+    def _new_rank(self, priority: int) -> int:
+        rank = self._next_rank.get(priority, -priority * _RANKS_PER_PRIORITY)
+        self._next_rank[priority] = rank + 1
+        return rank
+
     def _next_waiting(self) -> Sequence | None:
-        """The first sequence in plan order that does not run, unless each row of a step is taken already."""
-        while self._waiting:
-            sequence = self._waiting[0][1]
-            if self._unfinished.get(sequence.request.request_id) is sequence:
-                return sequence if self._num_running < self._max_batch_tokens else None
-            heapq.heappop(self._waiting)
-        return None
+        """The sequence to admit next, unless each row of a step is taken already."""
+        return self._turns.first() if self._num_running < self._max_batch_tokens else None
 
     def _pages_to_expect(self, slots: Slots) -> Ints:
         """Pages that the leaves in `slots` are expected to fill in the end, int64."""

@@ -7,12 +7,14 @@ from engine.memory.pages import PageIds
 from engine.request import TokenIds
 
 NO_PAGES: NDArray[np.int32] = np.empty(0, dtype=np.int32)
+UNRANKED = 1 << 62
 
 
 class Segment:
     """A run of tokens whose KV is stored once; as it stands here, a shared prefix.
 
-    rank, rank_stop: place in preorder over all plans; the subtree has the ranks [rank, rank_stop).
+    rank: place in the order in which leaves first ran, of a shared segment the least of those below it;
+        UNRANKED before any of them has run.
     parent: the enclosing segment, None for a root.
     token_ids: int32, prompt tokens, at least one.
     position: of its first token in a prompt.
@@ -31,14 +33,12 @@ class Segment:
         "parent",
         "position",
         "rank",
-        "rank_stop",
         "slot",
         "token_ids",
     )
 
-    def __init__(self, rank: int, parent: "Segment | None", token_ids: TokenIds) -> None:
-        self.rank = rank
-        self.rank_stop = rank + 1
+    def __init__(self, parent: "Segment | None", token_ids: TokenIds) -> None:
+        self.rank = UNRANKED
         self.parent = parent
         self.token_ids = token_ids
         self.position: int = 0 if parent is None else parent.position + len(parent.token_ids)
@@ -47,6 +47,11 @@ class Segment:
         self.num_ever_computed = 0
         self.num_holds = 0
         self.num_members = 0
+
+    @property
+    def stop(self) -> int:
+        """Where it ends in a prompt."""
+        return self.position + len(self.token_ids)
 
     @property
     def known_tokens(self) -> TokenIds:

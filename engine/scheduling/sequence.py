@@ -14,14 +14,36 @@ class Sequence(Segment):
     output_ids: int32, tokens generated until it last left the resident table; complete when it has finished.
     finish_reason: None until it has finished.
     num_cached_tokens: prompt tokens whose KV was there when it first ran.
-    has_run: pages were given to it once, so num_cached_tokens is settled.
+    has_run: pages were given to it once, so rank and num_cached_tokens are settled.
+    is_over: finished or dropped.
+    tenant: number of the tenant that its tokens are charged to.
     """
 
-    __slots__ = ("finish_reason", "has_run", "num_cached_tokens", "output_ids", "request")
+    __slots__ = (
+        "finish_reason",
+        "has_run",
+        "is_over",
+        "num_cached_tokens",
+        "output_ids",
+        "priority",
+        "request",
+        "tenant",
+    )
 
-    def __init__(self, rank: int, parent: Segment | None, token_ids: TokenIds, request: Request) -> None:
-        super().__init__(rank, parent, token_ids)
+    def __init__(
+        self,
+        parent: Segment | None,
+        token_ids: TokenIds,
+        request: Request,
+        *,
+        priority: int = 0,
+        tenant: int = 0,
+    ) -> None:
+        super().__init__(parent, token_ids)
         self.request = request
+        self.priority = priority
+        self.tenant = tenant
+        self.is_over = False
         self.output_ids: TokenIds = _NOTHING
         self.finish_reason: FinishReason | None = None
         self.num_cached_tokens = 0

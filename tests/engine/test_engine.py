@@ -152,6 +152,27 @@ def test_work_leaves_and_joins_while_the_engine_runs(tiny_llama_dir):
     assert all(done[index].output_ids.tolist() == expected[index] for index in done)
 
 
+@pytest.mark.parametrize("scopes", [("a", "a"), ("a", "b"), (None, None)])
+def test_later_calls_share_with_what_is_there_in_their_scope(tiny_llama_dir, scopes):
+    prefix = np.arange(3, 83, dtype=np.int32)
+    prompts = [np.append(prefix, np.int32([100 + index, 7])) for index in range(6)]
+    expected = _generate(tiny_llama_dir, prompts)
+    engine = _engine(tiny_llama_dir)
+    engine.add([Request(index, prompts[index], GREEDY) for index in range(2)], scope=scopes[0])
+    done = {completion.request_id: completion for _ in range(2) for completion in engine.step()}
+    assert not done
+    engine.add([Request(index, prompts[index], GREEDY) for index in range(2, 4)], scope=scopes[1])
+    engine.add([Request(4, prompts[4], GREEDY)], scope=scopes[1])
+    engine.step()
+    engine.add([Request(5, prompts[5], GREEDY)], scope=scopes[1])
+    while engine.has_work:
+        done |= {completion.request_id: completion for completion in engine.step()}
+    assert [done[index].output_ids.tolist() for index in range(6)] == expected
+    shared = engine.stats.computed_prompt_tokens - 6 * 2
+    assert shared == {("a", "a"): 80, ("a", "b"): 2 * 80, (None, None): 4 * 80}[scopes]
+    assert engine._pool.num_used == 0
+
+
 def test_what_can_never_fit_is_refused_and_the_rest_runs(tiny_llama_dir):
     long, short = Request(0, np.arange(3, 203, dtype=np.int32), GREEDY), Request(1, _prompts(6)[0], GREEDY)
     engine = _engine(tiny_llama_dir, kv_tokens=200)

@@ -28,7 +28,7 @@ def test_the_oldest_batch_is_claimed_once(database: Database) -> None:
     batch = read_batch(database, first.batch_id)
     assert (batch.epoch, batch.lease_owner) == (1, "w1")
     assert batch.lease_expires_at is not None
-    assert first == Claim(batch.id, 1, "w1", batch.endpoint, first.storage_key, 0, 0, 0, 0)
+    assert first == Claim(batch.id, 1, "w1", batch.owner, batch.endpoint, first.storage_key, 0, 0, 0, 0)
 
 
 @pytest.mark.parametrize("status", [status for status in BatchStatus if status is not _S.IN_PROGRESS])

@@ -44,12 +44,28 @@ class Job:
             lengths=lengths,
         )
 
-    def add(self, requests: list[Request], priority: int = 0) -> None:
+    def add(self, requests: list[Request], priority: int = 0, scope: str | None = None) -> None:
         plan = make_plan(requests, page_size=self.page_size, num_pages=self.num_pages)
         refused = {refusal.request_id for refusal in plan.refused}
         self.held |= {r.request_id: r for r in requests if r.request_id not in refused}
-        self.scheduler.add(plan, priority=priority)
+        self.scheduler.add(plan, priority=priority, tenant=scope or "", scope=scope)
         self.scheduler.check_invariants()
+
+    def join(self, requests: list[Request], scope: str, priority: int = 0) -> None:
+        """As the engine does it: below what is there in the scope, the rest on its own."""
+        below = self.scheduler.segments_for(requests, scope)
+        self.scheduler.check_invariants()
+        alone = [one for one, segment in zip(requests, below, strict=True) if segment is None]
+        for segment in dict.fromkeys(segment for segment in below if segment is not None):
+            members = [one for one, other in zip(requests, below, strict=True) if other is segment]
+            num_pages = self.num_pages - self.scheduler.pages_down_to(segment)
+            plan = make_plan(members, page_size=self.page_size, num_pages=num_pages, num_ready=segment.stop)
+            refused = {refusal.request_id for refusal in plan.refused}
+            alone += [one for one in members if one.request_id in refused]
+            self.held |= {one.request_id: one for one in members if one.request_id not in refused}
+            self.scheduler.add(plan, priority=priority, tenant=scope, scope=scope, below=segment)
+            self.scheduler.check_invariants()
+        self.add(alone, priority, scope)
 
     def drop(self, request_ids: list[int]) -> None:
         self.scheduler.drop(request_ids)
@@ -127,6 +143,57 @@ def test_work_comes_and_goes_at_any_moment(data, page_size, num_pages, max_batch
             job.drop(data.draw(st.lists(st.sampled_from(known), max_size=3)))
     job.run()
     assert job.finished.keys() == job.held.keys()
+
+
+@settings(max_examples=80)
+@given(st.data(), PAGE_SIZES, st.integers(6, 30), st.integers(1, 20), st.booleans())
+def test_later_plans_grow_from_earlier_ones_of_their_scope(
+    data, page_size, num_pages, max_batch_tokens, expects_short
+):
+    job = Job(num_pages, page_size, max_batch_tokens, expects_short)
+    scope_of: dict[int, str] = {}
+    for round_ in range(data.draw(st.integers(2, 6))):
+        scope = data.draw(st.sampled_from("ab"))
+        requests = data.draw(workloads(6))
+        renamed = [Request(round_ * 100 + r.request_id, r.prompt_ids, r.sampling) for r in requests]
+        scope_of |= {r.request_id: scope for r in renamed}
+        job.join(renamed, scope, priority=data.draw(st.integers(-1, 1)))
+        _check_scopes(job, scope_of)
+        for _ in range(data.draw(st.integers(0, 6))):
+            if job.scheduler.has_work:
+                job.step()
+        known = sorted(job.held.keys() - job.finished.keys())
+        if known:
+            job.drop(data.draw(st.lists(st.sampled_from(known), max_size=3)))
+    job.run()
+    assert job.finished.keys() == job.held.keys()
+
+
+def _check_scopes(job: Job, scope_of: dict[int, str]) -> None:
+    """Nobody of one scope stands below a segment of another, and chains spell prompts."""
+    scope_above: dict[object, str] = {}
+    for request_id, sequence in job.scheduler._unfinished.items():
+        chain, segment = [sequence.token_ids], sequence.parent
+        while segment is not None:
+            assert scope_above.setdefault(segment, scope_of[request_id]) == scope_of[request_id]
+            chain.append(segment.token_ids)
+            segment = segment.parent
+        assert np.concatenate(chain[::-1]).tolist() == sequence.request.prompt_ids.tolist()
+
+
+@pytest.mark.parametrize("num_steps", [0, 1, 3, 5])
+def test_a_later_prompt_takes_whole_pages_of_a_lone_one(num_steps):
+    job = Job(num_pages=40, page_size=4, max_batch_tokens=8)
+    job.join([request(0, [*range(20), 100], max_tokens=6, ignore_eos=True)], "a")
+    for _ in range(num_steps):
+        job.step()
+    job.join([request(1, [*range(18), 101, 102], max_tokens=2, ignore_eos=True)], "a")
+    job.join([request(2, [*range(18), 101, 102], max_tokens=2, ignore_eos=True)], "b")
+    job.run()
+    # 16 of the 18 common tokens are whole pages.
+    assert job.scheduler.num_computed_prompt_tokens == 21 + 4 + 20
+    assert job.finished[1].num_cached_tokens == 16
+    assert job.finished[2].num_cached_tokens == 0
 
 
 @settings(max_examples=30)
