@@ -1,8 +1,9 @@
 """`batchllm run` on a workload against the arithmetic floor of the same machine in the same minutes.
 
     python -m benchmarks.bench_run A B --threads 2 --repeats 3
+    python -m benchmarks.bench_run A A-sorted
 
-Floor rates are measured before and after every run. The last line is one JSON object.
+Workloads run in turn. Floor rates are measured before and after every run. The last line is one JSON object.
 """
 
 import argparse
@@ -24,8 +25,10 @@ from engine.request import Request, SamplingParams
 from engine.simulation import job_work
 
 DEFAULT_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
+SORTED = "-sorted"  # the same lines by prompt, instead of shuffled
 # KV for everything in A; for 6,400 tokens in B (46,080 bytes a token in fp32)
 KV_MEMORY = {"A": "2GiB", "B": str(6400 * 46080), "spider_sql": "2GiB"}
+WORKLOADS = [name + order for name in KV_MEMORY for order in ("", SORTED)]
 
 
 def prompts(lines: list[dict[str, Any]], model_dir: Path) -> list[list[int]]:
@@ -46,47 +49,52 @@ def least_work(lines: list[dict[str, Any]], model_dir: Path) -> JobWork:
     return job_work(requests, [request.sampling.max_tokens for request in requests])
 
 
+def lines_of(name: str, seed: int, model: str) -> list[dict[str, Any]]:
+    lines = make(name.removesuffix(SORTED), seed=seed, model=model)
+    if name.endswith(SORTED):
+        lines.sort(key=lambda line: json.dumps(line["body"]))
+    return lines
+
+
 def run_once(name: str, lines: list[dict[str, Any]], options: list[str]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         source, target = Path(folder, "in.jsonl"), Path(folder, "out.jsonl")
         write(lines, source)
         command = [sys.executable, "-m", "app.cli", "run", str(source), "-o", str(target), "--json"]
-        command += ["--dtype", "float32", "--kv-memory", KV_MEMORY[name], *options]
+        command += ["--dtype", "float32", "--kv-memory", KV_MEMORY[name.removesuffix(SORTED)], *options]
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     figures: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return figures
 
 
-def bench(name: str, args: argparse.Namespace, model_dir: Path) -> dict[str, Any]:
+def bench(name: str, repeat: int, args: argparse.Namespace, model_dir: Path) -> dict[str, Any]:
+    """One run, and the floor at the mean of the rates before and after it."""
     shape = ModelShape.from_config(json.loads((model_dir / "config.json").read_text()))
-    runs = []
-    rates = [measure_rates(shape)]
-    for repeat in range(args.repeats):
-        lines = make(name, seed=args.seed + (repeat if args.reshuffle else 0), model=args.model)
-        figures = run_once(name, lines, ["--threads", str(args.threads), *args.options])
-        rates.append(measure_rates(shape))
-        before, after = rates[-2:]
-        around = Rates((before.gemm + after.gemm) / 2, (before.attention + after.attention) / 2)
-        floor = floor_seconds(shape, least_work(lines, model_dir), around)
-        runs.append(
-            figures | {"floor_seconds": round(floor, 2), "ratio": round(figures["seconds"] / floor, 3)}
-        )
-        print(name, json.dumps(runs[-1]), flush=True)
-    return {
-        "workload": name,
-        "threads": args.threads,
-        "seconds": statistics.median(run["seconds"] for run in runs),
-        "floor_seconds": statistics.median(run["floor_seconds"] for run in runs),
-        "ratio": statistics.median(run["ratio"] for run in runs),
-        "gemm_gflops": round(statistics.median(rate.gemm for rate in rates) / 1e9, 1),
-        "attention_gflops": round(statistics.median(rate.attention for rate in rates) / 1e9, 1),
-        "runs": runs,
+    lines = lines_of(name, args.seed + (repeat if args.reshuffle else 0), args.model)
+    before = measure_rates(shape)
+    figures = run_once(name, lines, ["--threads", str(args.threads), *args.options])
+    after = measure_rates(shape)
+    rates = Rates((before.gemm + after.gemm) / 2, (before.attention + after.attention) / 2)
+    floor = floor_seconds(shape, least_work(lines, model_dir), rates)
+    figures |= {
+        "floor_seconds": round(floor, 2),
+        "ratio": round(figures["seconds"] / floor, 3),
+        "gemm_gflops": round(rates.gemm / 1e9, 1),
+        "attention_gflops": round(rates.attention / 1e9, 1),
     }
+    print(name, json.dumps(figures), flush=True)
+    return figures
+
+
+def summary(name: str, runs: list[dict[str, Any]], threads: int) -> dict[str, Any]:
+    figures = ("seconds", "floor_seconds", "ratio", "gemm_gflops", "attention_gflops")
+    medians = {figure: statistics.median(run[figure] for run in runs) for figure in figures}
+    return {"workload": name, "threads": threads, **medians, "runs": runs}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="batchllm run against the arithmetic floor.")
-    parser.add_argument("workloads", nargs="+", choices=sorted(KV_MEMORY))
+    parser.add_argument("workloads", nargs="+", choices=WORKLOADS)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0)
@@ -96,7 +104,11 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     pull = [sys.executable, "-m", "app.cli", "pull", args.model]
     model_dir = Path(subprocess.run(pull, check=True, stdout=subprocess.PIPE, text=True).stdout.strip())
-    print(json.dumps([bench(name, args, model_dir) for name in args.workloads]))
+    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in args.workloads}
+    for repeat in range(args.repeats):  # in turn, so that a machine's moods meet all alike
+        for name in args.workloads:
+            runs[name].append(bench(name, repeat, args, model_dir))
+    print(json.dumps([summary(name, of_name, args.threads) for name, of_name in runs.items()]))
 
 
 if __name__ == "__main__":
