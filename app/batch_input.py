@@ -4,7 +4,7 @@ Memory does not grow with the file, but for 16 bytes a line that find duplicates
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Any, BinaryIO, NamedTuple
 
@@ -40,18 +40,27 @@ class InputLine(NamedTuple):
     model: str
 
 
+class Place(NamedTuple):
+    """Where an invalid line lies; its custom_id if that is good and no earlier line has it."""
+
+    offset: int
+    length: int
+    custom_id: str | None
+
+
 @dataclass(frozen=True, slots=True)
 class LineError:
-    """What is wrong with a line, or with the file as a whole if `line` is None."""
+    """What is wrong with a line, or with the file as a whole if `line` and `place` are None."""
 
     code: str
     message: str
     param: str | None
     line: int | None
+    place: Place | None = field(default=None, compare=False)
 
     def as_dict(self) -> dict[str, Any]:
         """The shape in which a batch shows it."""
-        return asdict(self)
+        return {"code": self.code, "message": self.message, "param": self.param, "line": self.line}
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +90,7 @@ def read_lines(
     """
     checker = _Checker(endpoint, frozenset(served_models), limits)
     num_requests = num_blank = 0
-    for line, offset, content in _split(blob, limits.max_line_bytes):
+    for line, offset, length, content in _split(blob, limits.max_line_bytes):
         if content is not None and not content:
             num_blank += 1
             if num_blank > limits.max_requests:  # 200 MB of newlines would keep us busy for minutes
@@ -99,17 +108,20 @@ def read_lines(
         try:
             custom_id, model = checker.check(content)
         except _Invalid as error:
-            yield LineError(error.code, error.message, error.param, line)
+            place = Place(offset, length, checker.custom_id)
+            yield LineError(error.code, error.message, error.param, line, place)
         else:
-            assert content is not None
-            yield InputLine(line, custom_id, offset, len(content), model)
+            yield InputLine(line, custom_id, offset, length, model)
     if num_requests == 0:
         message = "The input file is empty. Please ensure that the batch contains at least one request."
         yield LineError("empty_file", message, None, None)
 
 
-def _split(blob: BinaryIO, max_line_bytes: int) -> Iterator[tuple[int, int, bytes | None]]:
-    """Physical lines as (number, offset, content without white space around it, None if it is too long)."""
+def _split(blob: BinaryIO, max_line_bytes: int) -> Iterator[tuple[int, int, int, bytes | None]]:
+    """Physical lines as (number, offset, length, content): without the white space around it.
+
+    The content of a line that is too long is None, and its length has the white space in it.
+    """
     line = start = 0
     while raw := blob.readline(max_line_bytes + 2):  # 2: room for CRLF
         line += 1
@@ -120,15 +132,20 @@ def _split(blob: BinaryIO, max_line_bytes: int) -> Iterator[tuple[int, int, byte
             while raw and not raw.endswith(b"\n"):
                 raw = blob.readline(_SKIP_BYTES)
                 start += len(raw)
-            yield line, offset, None
+            yield line, offset, start - offset - raw.endswith(b"\n"), None
             continue
         content = raw.removeprefix(_BOM) if line == 1 else raw
         content = content.strip(b" \t\r\n")
-        yield line, offset + raw.find(content), content
+        yield line, offset + raw.find(content), len(content), content
 
 
 class _Checker:
-    """The checks of one file: knows which custom_ids and which model came before."""
+    """The checks of one file: knows which custom_ids and which model came before.
+
+    custom_id: of the line checked last, if it is good and no earlier line has it.
+    """
+
+    custom_id: str | None = None
 
     def __init__(self, endpoint: str, served_models: frozenset[str], limits: InputLimits) -> None:
         self._endpoint = endpoint
@@ -139,6 +156,7 @@ class _Checker:
 
     def check(self, content: bytes | None) -> tuple[str, str]:
         """(custom_id, model) of a line. Raises _Invalid with the first thing that is wrong."""
+        self.custom_id = None
         if content is None:
             raise _Invalid(
                 "invalid_request",
@@ -175,6 +193,7 @@ class _Checker:
                 "custom_id",
             )
         self._seen.add(digest)
+        self.custom_id = custom_id
         return custom_id
 
     def _check_target(self, method: Any, url: Any) -> None:

@@ -34,6 +34,7 @@ from app.flags import (
     option,
     start,
 )
+from app.lifecycle import Validation
 from app.serve import Supervisor, free_port, service_commands
 from app.settings import StartupError
 
@@ -177,6 +178,9 @@ def run(
     input: Annotated[Path, typer.Argument(help="Batch file, JSONL.", show_default=False)],
     output: Annotated[Path, option("Where the answers go.", "--output", "-o")],
     errors: Annotated[Path | None, option("Where failed lines go; OUTPUT.errors.jsonl by default.")] = None,
+    skip_invalid: Annotated[
+        bool, option("Make invalid lines error lines; without it, nothing runs.", "--skip-invalid")
+    ] = False,
     as_json: Annotated[bool, option("Print one JSON object as the last line.", "--json")] = False,
     model: Model = None,
     model_name: ModelName = None,
@@ -195,7 +199,8 @@ def run(
         from app.offline import Job
         from app.run_command import run_and_report
 
-        job = Job(input, output, errors or output.parent / f"{output.stem}.errors.jsonl")
+        validation = Validation.SKIP if skip_invalid else Validation.STRICT
+        job = Job(input, output, errors or output.parent / f"{output.stem}.errors.jsonl", validation)
         exit_code = run_and_report(
             job, settings, lambda: engine_from_settings(settings), stop_on_signals(), as_json=as_json
         )

@@ -4,17 +4,16 @@ import heapq
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-import orjson
 from sqlalchemy.orm import Session
 
 from app.db.batches import transition
 from app.db.files import create_file
-from app.db.ids import new_id
 from app.db.leases import fence
-from app.db.lines import PendingLine, StoredResult, delete_request_lines, iter_results, iter_unfinished
+from app.db.lines import StoredResult, delete_request_lines, iter_results, iter_unfinished
 from app.db.models import Batch
 from app.db.session import Database
 from app.lifecycle import BatchStatus
+from app.output_lines import unanswered_line
 from app.storage import BlobWriter, Storage
 
 
@@ -102,20 +101,10 @@ def _error_lines(session: Session, batch_id: str, ending: _Ending) -> Iterator[b
     """Lines that failed and lines without a result, merged in the order of the input."""
     failed = iter_results(session, batch_id, ok=False)
     unfinished = (
-        StoredResult(line.id, _unfinished_line(line, ending)) for line in iter_unfinished(session, batch_id)
+        StoredResult(line.id, unanswered_line(line.custom_id, ending.code, ending.message))
+        for line in iter_unfinished(session, batch_id)
     )
     return (result.payload for result in heapq.merge(failed, unfinished))
-
-
-def _unfinished_line(line: PendingLine, ending: _Ending) -> bytes:
-    return orjson.dumps(
-        {
-            "id": new_id("batch_req_"),
-            "custom_id": line.custom_id,
-            "response": None,
-            "error": {"code": ending.code, "message": ending.message},
-        }
-    )
 
 
 def _name_outputs(session: Session, batch_id: str, outputs: list[_Output], retention_seconds: int) -> None:

@@ -14,6 +14,13 @@ class BatchStatus(StrEnum):
     CANCELLED = "cancelled"
 
 
+class Validation(StrEnum):
+    """What an invalid line means."""
+
+    STRICT = "strict"  # the batch fails before anything runs
+    SKIP = "skip"  # the line becomes an error line, the others run
+
+
 _S = BatchStatus
 
 TERMINAL = frozenset({_S.FAILED, _S.COMPLETED, _S.EXPIRED, _S.CANCELLED})

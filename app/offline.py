@@ -5,7 +5,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -20,7 +20,7 @@ from app.db.models import Batch
 from app.db.schema import migrate
 from app.db.session import Database
 from app.keeper import Keeper
-from app.lifecycle import TERMINAL, BatchStatus
+from app.lifecycle import TERMINAL, BatchStatus, Validation
 from app.openai.endpoints import ENDPOINTS
 from app.outage import OUTAGE, reason
 from app.progress import OnProgress
@@ -53,11 +53,12 @@ class Interrupted(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """Where a job reads and writes."""
+    """Where a job reads and writes, and what its invalid lines mean."""
 
     input: Path
     output: Path
     errors: Path
+    validation: Validation = Validation.STRICT
 
     @property
     def work_dir(self) -> Path:
@@ -139,7 +140,10 @@ def _check_paths(job: Job) -> None:
 @contextmanager
 def _work_dir(job: Job, settings: Settings) -> Iterator[None]:
     """The job's work directory, made or found again, and held against a second run of the same job."""
-    identity = orjson.dumps({"input_sha256": _sha256(job.input), "model": settings.model})
+    what = {"input_sha256": _sha256(job.input), "model": settings.model}
+    if job.validation is Validation.SKIP:  # else as it was written before there was a choice
+        what["validation"] = job.validation
+    identity = orjson.dumps(what)
     job.work_dir.mkdir(exist_ok=True)
     lock = FileLock(job.work_dir / "run.lock")
     try:
@@ -152,8 +156,8 @@ def _work_dir(job: Job, settings: Settings) -> Iterator[None]:
             _write_note(job, note, identity)
         elif note.read_bytes() != identity:
             raise StartupError(
-                f"{job.work_dir} holds an unfinished run of another input or model: delete it to start anew, "
-                "or choose another output."
+                f"{job.work_dir} holds an unfinished run of another input or model, or one that differs in "
+                "--skip-invalid: delete it to start anew, or choose another output."
             )
         yield
     finally:
@@ -267,6 +271,7 @@ class _OfflineRun:
                 completion_window=f"{WINDOW_DAYS}d",
                 window_seconds=WINDOW_DAYS * DAY_SECONDS,
                 metadata=None,
+                validation=self._job.validation,
             )
         return self._batch
 
@@ -336,11 +341,11 @@ class _OfflineRun:
 
 
 def endpoint_of(path: Path) -> str:
-    """The endpoint that the first line names; where it names none, validation will say so."""
+    """The first endpoint that a line names; where none does, validation will say so."""
     with path.open("rb") as file:
-        first = next((line for line in file if line.strip()), b"")
-    try:
-        url = orjson.loads(first.removeprefix(b"\xef\xbb\xbf"))["url"]
-    except (ValueError, KeyError, TypeError):
-        return DEFAULT_ENDPOINT
-    return url if url in ENDPOINTS else DEFAULT_ENDPOINT
+        for line in file:
+            with suppress(ValueError, KeyError, TypeError):
+                url = orjson.loads(line.removeprefix(b"\xef\xbb\xbf"))["url"]
+                if url in ENDPOINTS:
+                    return str(url)
+    return DEFAULT_ENDPOINT

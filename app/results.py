@@ -7,15 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import orjson
-
-from app.db.ids import new_id
 from app.db.leases import Claim, LeaseLost
 from app.db.lines import DuplicateResult, NewResult, PendingLine, record_results
 from app.db.session import Database
 from app.openai.body import BodyError
 from app.openai.usage import Usage
 from app.outage import FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS, OUTAGE, trouble
+from app.output_lines import answered_line
 
 CHUNK_RESULTS = 50  # as soon as so many wait, they are written
 CHUNK_SECONDS = 1.0  # and no result waits for longer than this
@@ -30,7 +28,7 @@ def success(line: PendingLine, attempt: int, body: dict[str, Any], usage: Usage)
         request_line_id=line.id,
         ok=True,
         attempt=attempt,
-        payload=_payload(line.custom_id, 200, body),
+        payload=answered_line(line.custom_id, 200, body),
         input_tokens=usage.prompt_tokens,
         cached_tokens=usage.cached_tokens,
         output_tokens=usage.completion_tokens,
@@ -43,21 +41,10 @@ def failure(line: PendingLine, attempt: int, error: BodyError) -> NewResult:
         request_line_id=line.id,
         ok=False,
         attempt=attempt,
-        payload=_payload(line.custom_id, error.status, error.as_body()),
+        payload=answered_line(line.custom_id, error.status, error.as_body()),
         input_tokens=0,
         cached_tokens=0,
         output_tokens=0,
-    )
-
-
-def _payload(custom_id: str, status_code: int, body: dict[str, Any]) -> bytes:
-    return orjson.dumps(
-        {
-            "id": new_id("batch_req_"),
-            "custom_id": custom_id,
-            "response": {"status_code": status_code, "request_id": new_id("req_"), "body": body},
-            "error": None,
-        }
     )
 
 

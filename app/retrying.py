@@ -8,11 +8,12 @@ from app.db.idempotency import RequestKey, create_once
 from app.db.lines import iter_unsuccessful
 from app.db.models import Batch
 from app.db.session import Database
-from app.lifecycle import BatchStatus
+from app.lifecycle import BatchStatus, Validation
 from app.settings import Settings
 from app.storage import BlobNotFound, BlobWriter, Storage
 
 MAX_METADATA_PAIRS = 16
+_COPY_BYTES = 1 << 20
 
 _RETRIABLE = (BatchStatus.COMPLETED, BatchStatus.EXPIRED, BatchStatus.CANCELLED)
 
@@ -30,8 +31,8 @@ def create_retry(
 ) -> Batch:
     """A new batch with an input file of its own: the lines of `batch` that failed or never ran, unchanged.
 
-    It has the same endpoint, window and priority; its metadata says `retry_of`. Under a key that was used for
-    it before, the batch made then. Raises NothingToRetry and KeyReused.
+    It has the same endpoint, window, priority and way of validation; its metadata says `retry_of`. Under a
+    key that was used for it before, the batch made then. Raises NothingToRetry and KeyReused.
     """
     if batch.status not in _RETRIABLE:
         raise NothingToRetry(f"Cannot retry a batch with status '{batch.status}'.")
@@ -72,6 +73,7 @@ def _create(session: Session, settings: Settings, batch: Batch, blob: BlobWriter
         metadata=_metadata(batch),
         output_expires_seconds=batch.output_expires_seconds,
         priority=batch.priority,
+        validation=Validation(batch.validation),
     )
 
 
@@ -84,7 +86,9 @@ def _copy_lines(database: Database, storage: Storage, batch: Batch, blob: BlobWr
             with storage.open(file.storage_key) as source:
                 for line in iter_unsuccessful(session, batch.id):
                     source.seek(line.offset)
-                    blob.write(source.read(line.length) + b"\n")
+                    for start in range(0, line.length, _COPY_BYTES):  # a line that was skipped has any length
+                        blob.write(source.read(min(_COPY_BYTES, line.length - start)))
+                    blob.write(b"\n")
         except BlobNotFound:
             raise NothingToRetry("The input file of this batch is no longer there.") from None
 

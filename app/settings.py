@@ -128,6 +128,8 @@ class Settings(BaseSettings):
     """Longest completion window."""
     single_model: bool = False
     """Refuse a file whose requests name several models."""
+    strict_create: bool = False
+    """Refuse a batch whose file is not there at once, not in its validation."""
     input_retention_seconds: int = Field(default=30 * DAY_SECONDS, gt=0)
     """How long an uploaded file is kept that does not say."""
     output_retention_seconds: int = Field(default=30 * DAY_SECONDS, gt=0)

@@ -1,17 +1,18 @@
 """A new batch's input, checked whole: the batch becomes `in_progress` with a row a line, or `failed`."""
 
 import threading
-from collections.abc import Iterator
-from typing import BinaryIO
+from collections.abc import Iterator, Sequence
+from typing import BinaryIO, NamedTuple
 
 from app.batch_input import InputLimits, InputLine, LineError, read_lines
 from app.db.batches import transition
 from app.db.files import get_file
 from app.db.leases import LeaseLost, fence, locked_status
-from app.db.lines import add_request_lines, delete_request_lines
+from app.db.lines import add_request_lines, delete_request_lines, skip_lines
 from app.db.models import Batch
 from app.db.session import Database
-from app.lifecycle import BatchStatus
+from app.lifecycle import BatchStatus, Validation
+from app.output_lines import answered_line
 from app.settings import Settings
 from app.storage import BlobNotFound, Storage
 
@@ -35,11 +36,13 @@ def validate_batch(
     if isinstance(opened, LineError):
         _fail(database, batch, epoch, [opened])
         return
+    skips = batch.validation == Validation.SKIP
     limits = InputLimits(settings.max_line_bytes, settings.max_requests_per_batch, settings.single_model)
     with opened as blob:
         lines = read_lines(blob, endpoint=batch.endpoint, served_models=settings.served_models, limits=limits)
         try:
-            _take_in(database, batch, epoch, lines, settings.max_validation_errors, stop_event)
+            taken = (_skipped(line, batch.id) if skips else line for line in lines)
+            _take_in(database, batch, epoch, taken, settings.max_validation_errors, stop_event)
         except _Interrupted:
             return
 
@@ -66,19 +69,43 @@ def _open_input(database: Database, storage: Storage, batch: Batch) -> BinaryIO 
         return LineError("invalid_request", message, "file_id", None)
 
 
+class _SkippedLine(NamedTuple):
+    """An invalid line that is to become an error line: its row and its payload."""
+
+    row: InputLine
+    payload: bytes
+
+
+def _skipped(line: InputLine | LineError, batch_id: str) -> InputLine | LineError | _SkippedLine:
+    """An invalid line as one to skip; what is wrong with the file as a whole stays an error.
+
+    Without a custom_id of its own it gets one that no line of the file can have: the batch's id is younger.
+    """
+    if isinstance(line, InputLine) or line.line is None or line.place is None:
+        return line
+    offset, length, own_id = line.place
+    custom_id = f"{batch_id}_line_{line.line}" if own_id is None else own_id
+    error = {"message": line.message, "type": "invalid_request_error", "param": line.param, "code": line.code}
+    payload = answered_line(custom_id, 400, {"error": error | {"line": line.line}})
+    return _SkippedLine(InputLine(line.line, custom_id, offset, length, model=""), payload)
+
+
 def _take_in(
     database: Database,
     batch: Batch,
     epoch: int,
-    lines: Iterator[InputLine | LineError],
+    lines: Iterator[InputLine | LineError | _SkippedLine],
     max_errors: int,
     stop_event: threading.Event,
 ) -> None:
-    """Store the lines chunk by chunk and start the batch; or, from the first error on, collect errors."""
+    """Store the lines chunk by chunk and start the batch; or, from the first error on, collect errors.
+
+    A batch that has only lines to skip is finished at once.
+    """
     errors: list[LineError] = []
     models: set[str] = set()
-    num_lines = 0
-    chunk: list[InputLine] = []
+    num_lines = num_skipped = 0
+    chunk: list[InputLine | _SkippedLine] = []
     for line in lines:
         if isinstance(line, LineError):
             errors.append(line)
@@ -86,7 +113,10 @@ def _take_in(
                 break
             continue
         num_lines += 1
-        models.add(line.model)
+        if isinstance(line, _SkippedLine):
+            num_skipped += 1
+        else:
+            models.add(line.model)
         chunk.append(line)
         if len(chunk) == _LINES_PER_TRANSACTION:
             if stop_event.is_set():
@@ -100,18 +130,24 @@ def _take_in(
     with database.begin() as session:
         model = next(iter(models)) if len(models) == 1 else None
         old, new = BatchStatus.VALIDATING, BatchStatus.IN_PROGRESS
-        columns = {"total": num_lines, "model": model, "models": sorted(models)}
-        transition(session, batch.id, old, new, epoch=epoch, **columns)
+        columns = {"total": num_lines, "failed": num_skipped, "model": model, "models": sorted(models)}
+        is_ours = transition(session, batch.id, old, new, epoch=epoch, **columns)
+        if is_ours and num_skipped == num_lines:  # nothing is left for a worker
+            transition(session, batch.id, new, BatchStatus.FINALIZING, epoch=epoch)
 
 
-def _store(database: Database, batch: Batch, epoch: int, chunk: list[InputLine]) -> None:
+def _store(database: Database, batch: Batch, epoch: int, chunk: Sequence[InputLine | _SkippedLine]) -> None:
     """Insert `chunk` while the batch is still ours and wanted. Raises _Interrupted."""
+    rows = [line.row if isinstance(line, _SkippedLine) else line for line in chunk]
+    payloads = {line.row.line: line.payload for line in chunk if isinstance(line, _SkippedLine)}
     try:
         with database.begin() as session:
             if locked_status(session, batch.id, epoch) is not BatchStatus.VALIDATING:
                 raise _Interrupted
-            if chunk:
-                add_request_lines(session, batch.id, chunk)
+            if rows:
+                add_request_lines(session, batch.id, rows)
+            if payloads:
+                skip_lines(session, batch.id, payloads, among=len(rows))
     except LeaseLost as error:
         raise _Interrupted from error
 

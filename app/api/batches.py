@@ -4,12 +4,14 @@ import re
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query, Request
+from sqlalchemy.orm import Session
 
 from app.api.bodies import (
     ENDPOINTS,
     MAX_METADATA_KEY_CHARS,
     MAX_METADATA_PAIRS,
     MAX_METADATA_VALUE_CHARS,
+    PURPOSES,
     BatchCreate,
 )
 from app.api.deps import Service, ServiceDep, json_body, known_cursor, may_be_id
@@ -19,11 +21,11 @@ from app.api.idempotency import IdempotencyKey, request_key, unused_key
 from app.api.incoming import check_expiry_seconds
 from app.api.progress import progress_of
 from app.api.schemas import BatchDeleted, BatchList, BatchObject
-from app.db import batches
+from app.db import batches, files
 from app.db.idempotency import create_once, made_before
 from app.db.models import Batch
 from app.housekeeping import forget_batch
-from app.lifecycle import BatchStatus
+from app.lifecycle import BatchStatus, Validation
 from app.retrying import NothingToRetry, create_retry
 
 router = APIRouter(prefix="/v1/batches")
@@ -61,18 +63,31 @@ def create_batch(
             session,
             key,
             find=lambda batch_id: batches.get_batch(session, batch_id),
-            create=lambda: batches.create_batch(
-                session,
-                endpoint=body.endpoint,
-                input_file_id=body.input_file_id,
-                completion_window=body.completion_window,
-                window_seconds=window_seconds,
-                metadata=body.metadata,
-                output_expires_seconds=None if expires_after is None else expires_after.seconds,
-                priority=body.priority,
-            ),
+            create=lambda: _create(service, session, body, window_seconds),
         )
         return BatchObject.of(row)
+
+
+def _create(service: Service, session: Session, body: BatchCreate, window_seconds: int) -> Batch:
+    if service.settings.strict_create:
+        file = files.live_file(session, body.input_file_id)
+        if file is None:
+            raise not_found(f"No such File object: {body.input_file_id}", param="input_file_id")
+        if file.purpose not in PURPOSES:
+            message = f"The file has the purpose '{file.purpose}'; the input of a batch needs 'batch'."
+            raise invalid_value("input_file_id", message)
+    expires_after = body.output_expires_after
+    return batches.create_batch(
+        session,
+        endpoint=body.endpoint,
+        input_file_id=body.input_file_id,
+        completion_window=body.completion_window,
+        window_seconds=window_seconds,
+        metadata=body.metadata,
+        output_expires_seconds=None if expires_after is None else expires_after.seconds,
+        priority=body.priority,
+        validation=Validation(body.validation),
+    )
 
 
 @router.get("", openapi_extra={"parameters": [_METADATA_PARAMETER]})

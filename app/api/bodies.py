@@ -59,6 +59,8 @@ class BatchCreate(RequestBody):
     output_expires_after: ExpiresAfter | None = None
     # Ours: a higher priority goes first; the batches of one are run by age.
     priority: Annotated[int, Field(ge=-MAX_PRIORITY, le=MAX_PRIORITY)] = 0
+    # Ours: with "skip" an invalid line becomes an error line and the others run.
+    validation: Literal["strict", "skip"] = "strict"
 
 
 WebhookName = Annotated[str, StringConstraints(pattern=r"^[^\x00]{1,256}$")]

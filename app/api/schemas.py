@@ -168,6 +168,7 @@ class BatchObject(WireObject):
     usage: BatchUsage | None
     metadata: dict[str, str] | None
     priority: int  # ours, as is all that follows
+    validation: Literal["strict", "skip"]
     paused_at: int | None
     progress: BatchProgress | None
 

@@ -12,7 +12,7 @@ from app.db.ids import new_id
 from app.db.models import Batch
 from app.db.pages import page_of
 from app.db.session import json_text, now, unix_now
-from app.lifecycle import CANCELLABLE, TERMINAL, TRANSITIONS, BatchStatus, timestamp_column
+from app.lifecycle import CANCELLABLE, TERMINAL, TRANSITIONS, BatchStatus, Validation, timestamp_column
 
 
 class NotCancellable(Exception):
@@ -45,6 +45,7 @@ def create_batch(
     metadata: dict[str, str] | None,
     output_expires_seconds: int | None = None,
     priority: int = 0,
+    validation: Validation = Validation.STRICT,
 ) -> Batch:
     """A new batch in status `validating`, expiring `window_seconds` from now.
 
@@ -59,6 +60,7 @@ def create_batch(
         metadata_=metadata,
         output_expires_seconds=output_expires_seconds,
         priority=priority,
+        validation=validation,
         status=BatchStatus.VALIDATING,
         created_at=created_at,
         expires_at=created_at + window_seconds,

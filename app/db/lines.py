@@ -1,6 +1,6 @@
 """A batch's lines and their results."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from sqlalchemy import ColumnElement, and_, delete, exists, func, insert, or_, select, update
@@ -67,6 +67,27 @@ def add_request_lines(session: Session, batch_id: str, lines: Sequence[InputLine
         for line in lines
     ]
     session.connection().execute(insert(RequestLine), rows)
+
+
+def skip_lines(session: Session, batch_id: str, payloads: Mapping[int, bytes], among: int) -> None:
+    """Give lines an error as their result, before any worker has the batch: `payloads` by physical line.
+
+    They are `among` the so many lines that were added last. The batch's counts are the caller's.
+    """
+    columns = select(RequestLine.id, RequestLine.line).where(RequestLine.batch_id == batch_id)
+    last = session.execute(columns.order_by(RequestLine.id.desc()).limit(among))
+    rows = [
+        {
+            "request_line_id": row.id,
+            "batch_id": batch_id,
+            "ok": False,
+            "attempt": 0,
+            "payload": payloads[row.line],
+        }
+        for row in last
+        if row.line in payloads
+    ]
+    session.connection().execute(insert(LineResult), rows)
 
 
 def delete_request_lines(session: Session, batch_id: str) -> None:

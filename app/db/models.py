@@ -135,6 +135,7 @@ class Batch(Owned, Base):
     model: Mapped[str | None] = mapped_column(Text)  # None: not known yet, or mixed
     models: Mapped[list[str] | None] = mapped_column(Json)  # all that its requests name; None: not known yet
     priority: Mapped[int] = mapped_column(Integer, default=0, server_default="0")  # higher goes first
+    validation: Mapped[str] = mapped_column(String(16), default="strict", server_default="strict")
     paused_at: Mapped[int | None] = mapped_column(BigInteger)  # no worker takes it while this is set
     progress: Mapped[dict[str, Any] | None] = mapped_column(Json)  # told by its worker, a second old
     status: Mapped[str] = mapped_column(String(16), index=True)

@@ -3,6 +3,7 @@
 import errno
 import signal
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import orjson
 import pytest
 from sqlalchemy.exc import OperationalError
 
+from app.lifecycle import Validation
 from app.offline import Interrupted, InvalidInput, Job, Report, run_job
 from app.run_command import EXIT_INTERRUPTED, EXIT_INVALID_INPUT, run_and_report
 from app.settings import Settings, StartupError
@@ -85,6 +87,20 @@ def test_an_invalid_input_runs_nothing_and_leaves_nothing(job: Job, settings: Se
     ]
     assert not engine.starts
     assert names_in(job.output.parent) == {"in.jsonl"}
+
+
+def test_invalid_lines_are_skipped_on_request(job: Job, settings: Settings) -> None:
+    """Even where the first line does not tell the endpoint."""
+    lines = input_file([{"model": "m", "prompt": "ab"}], "/v1/completions")
+    job.input.write_bytes(b"{broken\n" + lines + lines)
+    report = run(replace(job, validation=Validation.SKIP), settings)
+    assert (report.requests, report.completed, report.failed) == (3, 1, 2)
+    assert read(job.output).keys() == {"r0"}
+    errors = read(job.errors).values()
+    assert [error["response"]["body"]["error"]["line"] for error in errors] == [1, 3]
+    job.input.write_bytes(b"{broken\n")
+    report = run(replace(job, validation=Validation.SKIP), settings)
+    assert (report.completed, report.failed, job.output.read_bytes()) == (0, 1, b"")
 
 
 def test_an_interrupted_job_goes_on_where_it_was(job: Job, settings: Settings) -> None:
