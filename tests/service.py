@@ -80,6 +80,7 @@ class Service:
         workers = [child for child in self.children() if "worker" in child.cmdline()]
         for worker in workers:
             worker.kill()
+        psutil.wait_procs(workers)
         return bool(workers)
 
     def children(self) -> list[psutil.Process]:

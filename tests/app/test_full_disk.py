@@ -3,7 +3,6 @@
 import logging
 import os
 import shutil
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -20,43 +19,19 @@ from app.storage import Storage
 from app.worker import Worker
 from tests.app.batches import batch_to_run, chat, read_batch, results_of
 from tests.app.steps import answer, claim_one, custom_ids, files_and_blobs, finish, submit_good
+from tests.disk import CannotMount, SmallDisk, mounted
 from tests.fakes import FakeEngine
 
 PATIENCE_SECONDS = 60.0
 
 
-class SmallDisk:
-    """A file system of a few megabytes."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._ballast = path / "ballast"
-
-    def fill(self) -> None:
-        """Until not a byte more can be written."""
-        with self._ballast.open("wb", buffering=0) as file:
-            for size in (1 << 16, 4096, 1):
-                try:
-                    while True:
-                        file.write(b"x" * size)
-                except OSError:
-                    continue
-
-    def free(self) -> None:
-        self._ballast.unlink()
-
-
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[SmallDisk]:
-    path = tmp_path / "small"
-    path.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", path], capture_output=True, text=True, check=False
-    )
-    if mounted.returncode != 0:
-        pytest.skip(f"no file system can be mounted here: {mounted.stderr.strip()}")
-    yield SmallDisk(path)
-    subprocess.run(["umount", "--lazy", path], check=True)
+    try:
+        with mounted(tmp_path / "small", megabytes=6) as disk:
+            yield disk
+    except CannotMount as error:
+        pytest.skip(f"no file system can be mounted here: {error}")
 
 
 @contextmanager
