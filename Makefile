@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test test-long check kernel-table gpu-check reference clean
+.PHONY: setup demo test test-long test-kills check kernel-table gpu-check reference clean
 
 # The stamp makes a second call quick; it is older than pyproject.toml when dependencies changed.
 setup: .venv/installed
@@ -20,9 +20,13 @@ demo: setup
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
-# Slow proofs: exactness on a real file, kills at random moments, generated requests, builds for every card.
+# Slow proofs: exactness on a real file, hits at random moments, generated requests, builds for every card.
 test-long: setup
 	$(BIN)/python -m pytest -m long --timeout 1500
+
+# kill -9 at random moments of a batch on the real model; six minutes and more.
+test-kills: setup
+	$(BIN)/python -m pytest -m kills --timeout 1200
 
 # Registers, shared memory and instructions of the attention kernels, from builds that need no GPU.
 kernel-table: setup
