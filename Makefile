@@ -20,7 +20,7 @@ demo: setup
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
-# Slow proofs: exactness on a real file, hits at random moments, generated requests, builds for every card.
+# Slow proofs: exactness on a real file, hits at random moments, builds for every card.
 test-long: setup
 	$(BIN)/python -m pytest -m long --timeout 1500
 
