@@ -57,7 +57,7 @@ class _FaultyStorage(Storage):
         super().__init__(data_dir)
 
     def create(self) -> BlobWriter:
-        writer = _FaultyWriter(self._directory)
+        writer = _FaultyWriter(self.directory)
         writer.steps_left = self.steps_left
         return writer
 
