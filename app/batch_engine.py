@@ -4,6 +4,7 @@ from collections.abc import Collection, Hashable, Sequence
 from typing import Protocol
 
 from app.openai.body import PromptTokenizer
+from engine.planning.outline import Outline
 from engine.request import Completion, Refusal, Request
 from engine.stats import EngineLoad, EngineStats
 
@@ -23,6 +24,8 @@ class BatchEngine(Protocol):
     def stats(self) -> EngineStats: ...
     @property
     def load(self) -> EngineLoad: ...
+    @property
+    def outline(self) -> Outline | None: ...
     def add(
         self, requests: Sequence[Request], *, priority: int = 0, tenant: str = "", scope: Hashable = None
     ) -> list[Refusal]: ...

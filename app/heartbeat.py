@@ -4,16 +4,19 @@ import logging
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from app.db.leases import Claim, Standing, renew_lease
+from app.db.leases import Claim, LeaseLost, Standing, renew_lease
 from app.db.session import Database
+from app.db.telemetry import save_telemetry
 from app.db.workers import SIGN_SECONDS, give_sign, sign_off
 from app.lifecycle import BatchStatus
 from app.outage import OUTAGE, reason
 
 HEARTBEAT_SECONDS = 1.0
+TELEMETRY_SECONDS = 5.0  # between two writings of a series, some kilobytes each
 RUNNING = Standing(BatchStatus.IN_PROGRESS, is_paused=False)
 
 log = logging.getLogger(__name__)
@@ -25,11 +28,18 @@ class HeartbeatFailed(Exception):
 
 @dataclass(eq=False)
 class Watch:
-    """One claim under watch. `standing`: the batch's at the last heartbeat; None: the claim is lost."""
+    """One claim under watch. `standing`: the batch's at the last heartbeat; None: the claim is lost.
+
+    outline, series: of app/telemetry.py, never changed in place.
+    """
 
     claim: Claim
     standing: Standing | None = RUNNING
     progress: dict[str, Any] | None = None  # what the next heartbeat tells of the batch
+    outline: dict[str, Any] | None = None
+    series: dict[str, Any] | None = None
+    told_at: float = 0.0  # monotonic time of the last writing of the series
+    has_told_outline: bool = False
 
     @property
     def is_lost(self) -> bool:
@@ -106,6 +116,8 @@ class Heartbeat:
         try:
             with self._database.begin() as session:
                 watch.standing = renew_lease(session, watch.claim, self._lease_seconds, watch.progress)
+            if watch.is_running:
+                self._tell(watch)
         except OUTAGE as error:
             # Running on is safe: whoever takes the batch over moves the epoch, which locks our writes out.
             log.warning(
@@ -114,3 +126,14 @@ class Heartbeat:
                 reason(error),
                 extra={"batch_id": watch.claim.batch_id},
             )
+
+    def _tell(self, watch: Watch) -> None:
+        outline, series = watch.outline, watch.series
+        is_new = outline is not None and not watch.has_told_outline
+        is_due = series is not None and time.monotonic() >= watch.told_at + TELEMETRY_SECONDS
+        if not (is_new or is_due):
+            return
+        with self._database.begin() as session, suppress(LeaseLost):
+            save_telemetry(session, watch.claim, outline=outline, series=series)
+        watch.told_at = time.monotonic()
+        watch.has_told_outline = outline is not None

@@ -10,13 +10,14 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 from itertools import islice
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from app.batch_engine import BatchEngine
 from app.db.batches import transition
 from app.db.leases import Claim, LeaseLost, Wanted, claim_batch, release
 from app.db.lines import PendingLine, forgive, pending_lines, record_attempts, record_results
 from app.db.session import Database
+from app.db.telemetry import get_telemetry
 from app.heartbeat import Heartbeat
 from app.lifecycle import BatchStatus
 from app.openai.body import TranslationContext
@@ -26,6 +27,7 @@ from app.running import RunningBatch, RunningLine
 from app.settings import Settings
 from app.storage import BlobNotFound, Storage
 from app.suspects import ALONE_DEATHS, GUILTY_DEATHS, WATCHED_DEATHS, guilty_error, is_suspect
+from app.telemetry import Telemetry
 from app.translation import TranslatedLine, translate_lines
 
 CLAIM_SECONDS = 1.0  # between looks for more work, while there is some
@@ -38,10 +40,11 @@ log = logging.getLogger(__name__)
 
 
 class _Opened(NamedTuple):
-    """A claim and the lines that it is about."""
+    """A claim, the lines that it is about, and the series that earlier claims left."""
 
     claim: Claim
     lines: list[PendingLine]
+    series: dict[str, Any] | None
 
 
 class Intake:
@@ -175,6 +178,7 @@ class Intake:
             self._heartbeat.watch(claim),
             self._recorder.open(claim),
             self._fingerprint,
+            Telemetry(opened.series),
             prompt_tokens_done=claim.input_tokens,
             output_tokens_done=claim.output_tokens,
         )
@@ -188,7 +192,7 @@ class Intake:
         try:
             if claim.deaths >= GUILTY_DEATHS:
                 ride_out(partial(self._give_up_guilty, claim), stop)
-            return _Opened(claim, ride_out(partial(self._pending, claim), stop))
+            return ride_out(partial(self._open, claim), stop)
         except LeaseLost:
             return None
 
@@ -209,6 +213,8 @@ class Intake:
         owner = batch.claim.owner
         scope = owner if self._settings.share_prefixes == "tenant" else _ALL_TENANTS
         refusals = self._engine.add(requests, priority=batch.claim.priority, tenant=owner, scope=scope)
+        if self._engine.outline is not None:
+            batch.plan(self._engine.outline)
         refused, request_ids = batch.refuse(refusals)
         self._engine.drop(request_ids)
         self._recorder.put(batch.queue, refused)
@@ -231,9 +237,11 @@ class Intake:
         with self._storage.open(batch.claim.storage_key) as blob:
             yield from translate_lines(blob, lines, batch.endpoint, context, batch.claim.batch_id)
 
-    def _pending(self, claim: Claim) -> list[PendingLine]:
+    def _open(self, claim: Claim) -> _Opened:
         with self._database.read() as session:
-            return pending_lines(session, claim.batch_id)
+            told = get_telemetry(session, claim.batch_id)
+            series = None if told is None else told.series
+            return _Opened(claim, pending_lines(session, claim.batch_id), series)
 
     def _record_attempts(self, claim: Claim, lines: Sequence[RunningLine]) -> None:
         with self._database.begin() as session:

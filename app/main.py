@@ -30,6 +30,7 @@ from app.db.session import Database
 from app.metrics import HttpFigures
 from app.settings import Settings, StartupError
 from app.storage import Storage
+from app.web.site import Dashboard
 
 # How long a stop waits for running downloads and uploads.
 GRACE_SECONDS = 10
@@ -50,11 +51,12 @@ def create_app(
         redirect_slashes=False,
         generate_unique_id_function=lambda route: route.name,
     )
-    app.state.service = Service(settings, database, storage, started_at=int(time.time()))
+    service = app.state.service = Service(settings, database, storage, started_at=int(time.time()))
     for module in (files, uploads, batches, results, webhooks, models, health):
         app.include_router(module.router, responses=ERRORS)
     install_error_handlers(app)
     app.add_middleware(Authentication, database=database, on_loopback=is_loopback(settings.host))
+    app.add_middleware(Dashboard, service=service)
     app.add_middleware(RequestGuard, pace=body_pace)
     app.add_middleware(RequestEnvelope, http=http or HttpFigures())  # added last: outermost
     return app

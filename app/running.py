@@ -14,7 +14,9 @@ from app.openai.endpoints import ENDPOINTS, Endpoint
 from app.openai.usage import usage_of
 from app.results import ResultQueue, failure, success
 from app.suspects import WATCHED_LINES, is_suspect, num_to_admit, urgency
+from app.telemetry import Point, Telemetry
 from app.translation import TranslatedLine
+from engine.planning.outline import Outline
 from engine.request import Completion, Refusal, Request
 
 # A line's requests are numbered beside it: its first has the line's own id.
@@ -78,6 +80,7 @@ class RunningBatch:
     watch: Watch
     queue: ResultQueue
     fingerprint: str
+    telemetry: Telemetry
     untranslated: Iterator[TranslatedLine] | None = None
     waiting: list[RunningLine] = field(default_factory=list)
     unanswered: dict[int, RunningLine] = field(default_factory=dict)
@@ -134,6 +137,17 @@ class RunningBatch:
         """Notes that the last of the waiting lines are in the engine."""
         del self.waiting[len(self.waiting) - len(lines) :]
         self.unanswered.update((running.line.id, running) for running in lines)
+
+    def plan(self, outline: Outline) -> None:
+        """Notes what is shared by all lines that there are to run, if they were planned together."""
+        if not self.waiting:
+            self.telemetry.plan(outline, lambda id_: self.unanswered[line_id(id_)].line.custom_id)
+            self.watch.outline = self.telemetry.outline
+
+    def measure(self, point: Point, kv_capacity_tokens: int) -> None:
+        """Puts what the worker did where the heartbeat finds it."""
+        self.telemetry.add(point, kv_capacity_tokens)
+        self.watch.series = self.telemetry.series_json()
 
     def leave(self) -> None:
         """Gives up what is not answered."""

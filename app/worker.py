@@ -20,6 +20,7 @@ from app.db.leases import LeaseLost, release
 from app.db.lines import undo_attempts
 from app.db.locks import try_lock
 from app.db.session import Database
+from app.db.telemetry import save_telemetry
 from app.figures import Figures
 from app.heartbeat import Heartbeat, HeartbeatFailed
 from app.intake import Intake
@@ -30,6 +31,7 @@ from app.results import Recorder
 from app.running import RunningBatch, line_id
 from app.settings import Settings, StartupError
 from app.storage import Storage
+from app.telemetry import Meter
 from engine.request import Completion
 
 POLL_SECONDS = 0.5  # between looks for work, when there is none
@@ -86,6 +88,7 @@ class Worker:
         try:
             with self._only_worker(stop):
                 self._engine = self._engine_factory()
+                self._meter = Meter(self._engine.stats)
                 self._recorder = Recorder(self._database)
                 self._heartbeat = Heartbeat(
                     self._database,
@@ -168,8 +171,17 @@ class Worker:
             self._heartbeat.figures = self._figures.as_json(self._engine, self._recorder, self._running)
         if not self._running:
             self._pace.rest()
+            self._meter.skip(self._engine.stats)
         elif self._pace.is_due:
             self._pace.tell(self._running, self._engine.running_ids)
+            self._measure()
+
+    def _measure(self) -> None:
+        stats = self._engine.stats
+        point = self._meter.look(stats)
+        if point is not None:
+            for batch in self._running:
+                batch.measure(point, stats.kv_capacity_tokens)
 
     def _drop_departing(self) -> None:
         """Take the lines of cancelled, closed and lost batches out of the engine."""
@@ -189,6 +201,7 @@ class Worker:
         for batch in list(self._running):
             if batch.has_lines or not self._recorder.finish(batch.queue):
                 continue
+            self._measure()
             self._forget(batch)
             if batch.is_lost:
                 self._figures.lease_lost()
@@ -199,7 +212,11 @@ class Worker:
         """To the keeper, which writes the files; a batch that was left early only loses its lease."""
         claim = batch.claim
         running, done = BatchStatus.IN_PROGRESS, BatchStatus.FINALIZING
+        watch = batch.watch
         with self._database.begin() as session:
+            if watch.outline or watch.series:
+                with suppress(LeaseLost):
+                    save_telemetry(session, claim, outline=watch.outline, series=watch.series)
             if all_lines_answered(session, claim.batch_id):
                 transition(session, claim.batch_id, running, done, epoch=claim.epoch)
             elif batch.undone:

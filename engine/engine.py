@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.memory.pages import PagePool
+from engine.planning.outline import Outline, outline_of
 from engine.planning.plan import Plan
 from engine.planning.planner import make_plan
 from engine.request import Completion, FinishReason, Refusal, Request, TokenLogprob
@@ -52,7 +53,10 @@ class Engine:
         self._step_tokens = 0
         self._watchers: dict[int, StopWatcher] = {}
         self._logprobs: defaultdict[int, list[RowLogprobs]] = defaultdict(list)  # of requests that ask
-        self._stats = EngineStats(load_seconds=load_seconds)
+        self._stats = EngineStats(
+            load_seconds=load_seconds, kv_capacity_tokens=pool.num_pages * pool.page_size
+        )
+        self._outline: Outline | None = None
 
     def add(
         self,
@@ -70,10 +74,15 @@ class Engine:
         """
         started = time.perf_counter()
         alone = requests if scope is None else self._join(requests, priority, tenant, scope)
-        plan = make_plan(alone, page_size=self._pool.page_size, num_pages=self._pool.num_pages)
+        plan = self._plan(alone)
         self._enter(plan, priority, tenant, scope, below=None)
+        by_themselves = plan if len(alone) == len(requests) else self._plan(requests)
+        self._outline = outline_of(by_themselves, self.tokenizer.decode)
         self._stats.plan_seconds += time.perf_counter() - started
         return list(plan.refused)
+
+    def _plan(self, requests: Sequence[Request]) -> Plan:
+        return make_plan(requests, page_size=self._pool.page_size, num_pages=self._pool.num_pages)
 
     def _join(
         self, requests: Sequence[Request], priority: int, tenant: str, scope: Hashable
@@ -98,6 +107,11 @@ class Engine:
         self._stats.prompt_tokens += plan.num_prompt_tokens
         self._watch(plan)
 
+    @property
+    def outline(self) -> Outline | None:
+        """What the requests of the last call of `add` share among themselves; None before the first."""
+        return self._outline
+
     def drop(self, request_ids: Collection[int]) -> None:
         """Take requests out, finished or not, and free what only they used."""
         self._scheduler.drop(request_ids)
@@ -117,6 +131,9 @@ class Engine:
     def step(self) -> list[Completion]:
         """Compute one step; the requests that it finished."""
         batch = self._scheduler.next_batch()
+        self._stats.computed_tokens += batch.num_tokens
+        self._stats.kv_tokens = self._pool.num_used * self._pool.page_size
+        self._stats.shared_kv_tokens = self._scheduler.num_shared_pages * self._pool.page_size
         tokens = self._run_step(batch)
         self._step_tokens = batch.num_tokens
         token_ids = tokens.token_ids
@@ -127,7 +144,7 @@ class Engine:
 
     @property
     def stats(self) -> EngineStats:
-        """Sums so far."""
+        """As of the last step."""
         scheduler, stats = self._scheduler, self._stats
         stats.computed_prompt_tokens = scheduler.num_computed_prompt_tokens
         stats.recomputed_tokens = scheduler.num_recomputed_tokens

@@ -10,6 +10,10 @@ class EngineStats:
     prompt_tokens: tokens in the prompts of all planned requests.
     computed_prompt_tokens: prompt tokens computed for the first time.
     recomputed_tokens: tokens computed again after preemption or eviction.
+    computed_tokens: all that steps computed, outputs included.
+
+    And as of the last step: kv_tokens, the KV slots taken (unused ones of a page included), shared_kv_tokens,
+    those of shared prefixes, of kv_capacity_tokens in all.
     """
 
     load_seconds: float = 0.0
@@ -21,6 +25,10 @@ class EngineStats:
     steps: int = 0
     preemptions: int = 0
     peak_kv_bytes: int = 0
+    computed_tokens: int = 0
+    kv_tokens: int = 0
+    shared_kv_tokens: int = 0
+    kv_capacity_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,8 @@ from sqlalchemy.orm import Session
 
 from app.db.session import Database
 from engine.errors import ChatTemplateError
+from engine.planning.outline import Outline, outline_of
+from engine.planning.planner import make_plan
 from engine.request import Completion, FinishReason, Refusal, Request, TokenIds
 from engine.stats import EngineLoad, EngineStats
 
@@ -58,9 +60,10 @@ class FakeEngine:
     on_poison: Callable[[], None] = lambda: None
     in_engine: frozenset[int] = frozenset()
     tokenizer: ByteTokenizer = field(default_factory=ByteTokenizer)
-    stats: EngineStats = field(default_factory=EngineStats)
+    stats: EngineStats = field(default_factory=lambda: EngineStats(kv_capacity_tokens=10_000))
     starts: Counter[int] = field(default_factory=Counter)
     waiting: dict[int, Request] = field(default_factory=dict)
+    outline: Outline | None = None
     priorities: dict[int, int] = field(default_factory=dict)
 
     def add(
@@ -73,6 +76,8 @@ class FakeEngine:
                 refusals.append(Refusal(request.request_id, f"it needs more than {self.kv_tokens} KV slots"))
             else:
                 self.waiting[request.request_id] = request
+        plan = make_plan(requests, page_size=1, num_pages=self.kv_tokens)
+        self.outline = outline_of(plan, self.tokenizer.decode)
         new = {request.request_id: priority for request in requests}
         if priority > min(self.priorities.values(), default=priority):
             by_priority = sorted(self.waiting, key=lambda id_: -(self.priorities | new)[id_])
@@ -102,6 +107,9 @@ class FakeEngine:
             raise RuntimeError("the fake device broke")
         started = list(self.waiting.values())[: self.per_step]
         self._note_starts(started)
+        num_prompt_tokens = sum(len(request.prompt_ids) for request in started)
+        self.stats.computed_tokens += num_prompt_tokens
+        self.stats.kv_tokens = num_prompt_tokens
         time.sleep(self.step_seconds)
         for request in started:
             del self.waiting[request.request_id]

@@ -68,7 +68,7 @@ async def create_file(
         await receive_form(request, form, max_bytes=max_bytes + FORM_OVERHEAD_BYTES)
         fields = incoming.finish()
         key = request_key(idempotency_key, "files", [*astuple(fields), content.hexdigest()])
-        return await run_in_threadpool(_save, service, fields, blob, key)
+        return await run_in_threadpool(save_file, service, fields, blob, key)
 
 
 @router.get("")
@@ -121,7 +121,10 @@ def file_content(request: Request, service: ServiceDep, file_id: str) -> Respons
     )
 
 
-def _save(service: Service, fields: IncomingFields, blob: BlobWriter, key: RequestKey | None) -> FileObject:
+def save_file(
+    service: Service, fields: IncomingFields, blob: BlobWriter, key: RequestKey | None
+) -> FileObject:
+    """A file row for an upload that has come in whole."""
     with saving(service, blob) as session, unused_key():
         row = create_once(
             session,

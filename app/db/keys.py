@@ -35,11 +35,23 @@ def create_key(session: Session, owner: str) -> tuple[ApiKey, str]:
 
 def owner_of(session: Session, text: str) -> str | None:
     """The tenant whose key `text` is; None for what is no key, or a revoked one."""
+    key = find_key(session, text)
+    return None if key is None else key.owner
+
+
+def find_key(session: Session, text: str) -> ApiKey | None:
+    """The key in use that `text` is, or None."""
     match = _KEY.fullmatch(text)
     key = session.get(ApiKey, match[1]) if match else None
     if match is None or key is None or key.revoked_at is not None:
         return None
-    return key.owner if hmac.compare_digest(_digest(match[2]), key.secret_sha256) else None
+    return key if hmac.compare_digest(_digest(match[2]), key.secret_sha256) else None
+
+
+def owner_of_key(session: Session, key_id: str) -> str | None:
+    """The tenant of the key with this id, for who has shown its text before; None for a revoked one."""
+    key = session.get(ApiKey, key_id)
+    return None if key is None or key.revoked_at is not None else key.owner
 
 
 def any_keys(session: Session) -> bool:

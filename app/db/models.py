@@ -201,6 +201,16 @@ class LineResult(Base):
     __table_args__ = (Index("ix_line_results_batch_id", "batch_id", "ok", "request_line_id"),)
 
 
+class BatchTelemetry(Base):
+    """How a batch ran, told by its workers (app/telemetry.py). `outline`: what was planned to be shared."""
+
+    __tablename__ = "batch_telemetry"
+
+    batch_id: Mapped[str] = mapped_column(ForeignKey("batches.id", ondelete="CASCADE"), primary_key=True)
+    outline: Mapped[dict[str, Any] | None] = mapped_column(Json)
+    series: Mapped[dict[str, Any] | None] = mapped_column(Json)
+
+
 class Worker(Base):
     """A worker that is ready to run batches. `seen_at`: its last sign of life."""
 
