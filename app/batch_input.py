@@ -20,12 +20,16 @@ _REQUIRED_BODY_KEY = {
     "/v1/chat/completions": "messages",
     "/v1/completions": "prompt",
     "/v1/embeddings": "input",
+    "/v1/score": "text_2",
+    "/v1/rerank": "documents",
     "/v1/responses": "input",
 }
 _ENDPOINT_TITLE = {
     "/v1/chat/completions": "Chat Completions",
     "/v1/completions": "Completions",
     "/v1/embeddings": "Embeddings",
+    "/v1/score": "Score",
+    "/v1/rerank": "Rerank",
     "/v1/responses": "Responses",
 }
 
@@ -65,10 +69,15 @@ class LineError:
 
 @dataclass(frozen=True, slots=True)
 class InputLimits:
-    """How much a file may hold. `single_model`: all requests must name the same model."""
+    """How much a file may hold.
+
+    max_embedding_inputs: texts of all lines together, where the endpoint is /v1/embeddings.
+    single_model: all requests must name the same model.
+    """
 
     max_line_bytes: int
     max_requests: int
+    max_embedding_inputs: int = 50_000
     single_model: bool = False
 
 
@@ -111,6 +120,13 @@ def read_lines(
             place = Place(offset, length, checker.custom_id)
             yield LineError(error.code, error.message, error.param, line, place)
         else:
+            if checker.num_embedding_inputs > limits.max_embedding_inputs:
+                message = (
+                    f"The input file has more than the {limits.max_embedding_inputs:,} inputs in all that a "
+                    "batch of embeddings may have."
+                )
+                yield LineError("too_many_tasks", message, None, None)
+                return
             yield InputLine(line, custom_id, offset, length, model)
     if num_requests == 0:
         message = "The input file is empty. Please ensure that the batch contains at least one request."
@@ -140,7 +156,7 @@ def _split(blob: BinaryIO, max_line_bytes: int) -> Iterator[tuple[int, int, int,
 
 
 class _Checker:
-    """The checks of one file: knows which custom_ids and which model came before.
+    """The checks of one file: knows which custom_ids, which model and how many inputs came before.
 
     custom_id: of the line checked last, if it is good and no earlier line has it.
     """
@@ -153,6 +169,7 @@ class _Checker:
         self._limits = limits
         self._seen: set[bytes] = set()
         self._first_model: str | None = None
+        self.num_embedding_inputs = 0
 
     def check(self, content: bytes | None) -> tuple[str, str]:
         """(custom_id, model) of a line. Raises _Invalid with the first thing that is wrong."""
@@ -230,6 +247,8 @@ class _Checker:
             raise _Invalid(
                 "invalid_request", f"{required.capitalize()} parameter is required.", f"body.{required}"
             )
+        if self._endpoint == "/v1/embeddings":
+            self.num_embedding_inputs += _num_inputs(body["input"])
         return model
 
     def _check_model(self, model: Any) -> str:
@@ -253,6 +272,11 @@ class _Checker:
                 "body.model",
             )
         return model
+
+
+def _num_inputs(value: Any) -> int:
+    """Of an `input`: an array of texts or of arrays of token ids holds several."""
+    return len(value) if isinstance(value, list) and value and isinstance(value[0], str | list) else 1
 
 
 def _missing(name: str) -> _Invalid:

@@ -88,6 +88,7 @@ def dry_run(path: Path, settings: Settings, hardware: str, shape_name: str | Non
     Raises ModelNotUsable, and OSError if the file cannot be read.
     """
     from engine.cost_model import CostModel, ModelShape
+    from engine.errors import ModelNotUsable
     from engine.estimate import (
         GPU_BATCH_TOKENS,
         default_kv_memory,
@@ -95,11 +96,16 @@ def dry_run(path: Path, settings: Settings, hardware: str, shape_name: str | Non
         hardware_profile,
         max_tokens_of_one_request,
     )
+    from engine.execution.embedding_config import embedding_config
     from engine.execution.resolve import resolve_model
     from engine.hardware import MODELS
     from engine.text.tokenizer import Tokenizer
 
     model_dir = resolve_model(settings.model, settings.cache_dir)
+    if embedding_config(model_dir) is not None:
+        raise ModelNotUsable(
+            f"{settings.model} embeds texts, which needs no plan; name one that generates with --model."
+        )
     config = orjson.loads((model_dir / "config.json").read_bytes())
     shape = MODELS[shape_name] if shape_name else ModelShape.from_config(config)
     cost = CostModel(shape, hardware_profile(hardware, shape, settings.threads))
@@ -127,7 +133,12 @@ def read_requests(path: Path, settings: Settings, context: TranslationContext) -
     """Every line checked as an upload is, and translated as the worker does it."""
     reading = Reading()
     endpoint = endpoint_of(path)
-    limits = InputLimits(settings.max_line_bytes, settings.max_requests_per_batch, settings.single_model)
+    limits = InputLimits(
+        settings.max_line_bytes,
+        settings.max_requests_per_batch,
+        settings.max_embedding_inputs_per_batch,
+        settings.single_model,
+    )
     with path.open("rb") as blob, path.open("rb") as bodies:
         for line in read_lines(blob, endpoint=endpoint, served_models=settings.served_models, limits=limits):
             if isinstance(line, LineError):

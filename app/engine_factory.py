@@ -5,10 +5,11 @@ from typing import TYPE_CHECKING
 from app.settings import Settings
 
 if TYPE_CHECKING:
+    from engine.encoder_engine import EncoderEngine
     from engine.engine import Engine
 
 
-def engine_from_settings(settings: Settings) -> "Engine":
+def engine_from_settings(settings: Settings) -> "Engine | EncoderEngine":
     """The engine for the configured model. Raises ModelNotUsable or ModelRefused."""
     from engine.config import EngineConfig
     from engine.execution.resolve import resolve_model

@@ -232,7 +232,11 @@ class Intake:
     def _translated(self, batch: RunningBatch, lines: list[PendingLine]) -> Iterator[TranslatedLine]:
         """Raises BlobNotFound."""
         context = TranslationContext(
-            self._engine.tokenizer, self._engine.max_context, self._settings.default_max_tokens
+            self._engine.tokenizer,
+            self._engine.max_context,
+            self._settings.default_max_tokens,
+            self._engine.embedding_size,
+            self._engine.normalises,
         )
         with self._storage.open(batch.claim.storage_key) as blob:
             yield from translate_lines(blob, lines, batch.endpoint, context, batch.claim.batch_id)

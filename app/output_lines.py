@@ -20,4 +20,4 @@ def unanswered_line(custom_id: str, code: str, message: str) -> bytes:
 
 def _line(custom_id: str, response: dict[str, Any] | None, error: dict[str, str] | None) -> bytes:
     line = {"id": new_id("batch_req_"), "custom_id": custom_id, "response": response, "error": error}
-    return orjson.dumps(line)
+    return orjson.dumps(line, option=orjson.OPT_SERIALIZE_NUMPY)  # embeddings, with the digits that fp32 has

@@ -119,6 +119,8 @@ class Settings(BaseSettings):
     """How long an upload in parts may take from its creation."""
     max_requests_per_batch: int = Field(default=50_000, gt=0)
     """Most lines of a batch."""
+    max_embedding_inputs_per_batch: int = Field(default=50_000, gt=0)
+    """Most inputs of all lines of an embeddings batch together."""
     # A parsed line can take 25 times its bytes (`[[],[],...`): 2 MiB keeps the keeper's peak near 50 MB.
     max_line_bytes: ByteCount = 2 * 1024**2
     """Longest line of a batch file."""

@@ -37,7 +37,12 @@ def validate_batch(
         _fail(database, batch, epoch, [opened])
         return
     skips = batch.validation == Validation.SKIP
-    limits = InputLimits(settings.max_line_bytes, settings.max_requests_per_batch, settings.single_model)
+    limits = InputLimits(
+        settings.max_line_bytes,
+        settings.max_requests_per_batch,
+        settings.max_embedding_inputs_per_batch,
+        settings.single_model,
+    )
     with opened as blob:
         lines = read_lines(blob, endpoint=batch.endpoint, served_models=settings.served_models, limits=limits)
         try:

@@ -13,8 +13,11 @@ from engine.attention.backend import AttentionBackend
 from engine.attention.cpu import cpu_backend
 from engine.attention.kv_pool import KVPool, kv_bytes_per_token
 from engine.config import EngineConfig
+from engine.encoder_engine import EncoderEngine
 from engine.engine import Engine
 from engine.errors import EngineConfigError, ModelRefused
+from engine.execution.embedding_config import EmbeddingConfig, embedding_config
+from engine.execution.encoder import load_encoder
 from engine.execution.model import LoadedModel, load_model
 from engine.execution.peak_memory import free_bytes_beside, fullest_step
 from engine.execution.runner import Runner
@@ -32,8 +35,8 @@ _KV_SHARE_OF_FREE_MEMORY = 0.25
 _PAGES_FOR_SEGMENT_ENDS = 1 / 8
 
 
-def build_engine(config: EngineConfig) -> Engine:
-    """Load the model and lay out its KV memory.
+def build_engine(config: EngineConfig) -> Engine | EncoderEngine:
+    """Load the model and, if it generates, lay out its KV memory; one that says how it embeds embeds only.
 
     Raises ModelNotUsable, ModelRefused, or EngineConfigError where the settings cannot work together.
     """
@@ -42,6 +45,9 @@ def build_engine(config: EngineConfig) -> Engine:
     started = time.perf_counter()
     device = _device(config.device)
     dtype = config.dtype or ("float32" if device.type == "cpu" else "bfloat16")
+    embedding = embedding_config(Path(config.model_path))
+    if embedding is not None:
+        return _build_encoder(config, embedding, device, getattr(torch, dtype), started)
     loaded = load_model(Path(config.model_path), device, getattr(torch, dtype))
     cache_dir = None if config.cache_dir is None else Path(config.cache_dir)
     on_cpu = partial(cpu_attention, cache_dir=cache_dir)
@@ -49,15 +55,37 @@ def build_engine(config: EngineConfig) -> Engine:
     return assemble_engine(config, loaded, make_attention, started)
 
 
+def _build_encoder(
+    config: EngineConfig, embedding: EmbeddingConfig, device: torch.device, dtype: torch.dtype, started: float
+) -> EncoderEngine:
+    encoder = load_encoder(Path(config.model_path), embedding, device, dtype)
+    tokenizer = Tokenizer(Path(config.model_path))
+    check_vocabulary(tokenizer, encoder.vocab_size)
+    return EncoderEngine(
+        embed=encoder.embed,
+        tokenizer=tokenizer,
+        max_context=encoder.max_context,
+        embedding_size=encoder.embedding_size,
+        normalises=embedding.normalises,
+        max_batch_tokens=config.max_batch_tokens,
+        load_seconds=time.perf_counter() - started,
+    )
+
+
+def check_vocabulary(tokenizer: Tokenizer, vocab_size: int) -> None:
+    """Raises ModelRefused where the tokenizer has ids that the model of `vocab_size` has no row for."""
+    if tokenizer.vocab_size > vocab_size:
+        raise ModelRefused(
+            f"its tokenizer knows {tokenizer.vocab_size} tokens and the model only {vocab_size}"
+        )
+
+
 def assemble_engine(
     config: EngineConfig, loaded: LoadedModel, make_attention: AttentionFactory, started: float
 ) -> Engine:
     """The engine around a loaded model. started: when its building began, by time.perf_counter()."""
     tokenizer = Tokenizer(Path(config.model_path))
-    if tokenizer.vocab_size > loaded.vocab_size:
-        raise ModelRefused(
-            f"its tokenizer knows {tokenizer.vocab_size} tokens and the model only {loaded.vocab_size}"
-        )
+    check_vocabulary(tokenizer, loaded.vocab_size)
     page_bytes = config.page_size * kv_bytes_per_token(loaded.kv_shapes, loaded.dtype)
     kv_bytes = config.kv_memory_bytes
     if kv_bytes is None:

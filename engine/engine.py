@@ -33,6 +33,9 @@ class Engine:
     page_bytes: KV bytes of one page over all layers.
     """
 
+    embedding_size: int | None = None  # it generates
+    normalises = False
+
     def __init__(
         self,
         *,

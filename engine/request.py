@@ -18,6 +18,8 @@ class FinishReason(StrEnum):
 class SamplingParams:
     """How one request's tokens are chosen. Values are taken as valid; the edge checks them.
 
+    max_tokens: 0 asks for the embedding of the prompt and no token: for models that embed.
+
     engine/execution says what each of them does to the logits, and in which order.
     """
 
@@ -87,6 +89,7 @@ class Completion:
     num_cached_tokens: prompt tokens whose KV other requests computed (shared segments that
         were already computed when this request first ran).
     logprobs: of the tokens that `text` shows a part of and special ones among them; None if not asked for.
+    embedding: float32 [size], of the prompt; None from a model that generates.
     """
 
     request_id: int
@@ -96,6 +99,7 @@ class Completion:
     num_prompt_tokens: int
     num_cached_tokens: int
     logprobs: tuple[TokenLogprob, ...] | None = None
+    embedding: NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
@@ -47,10 +48,13 @@ class FakeEngine:
     kv_tokens: requests with more prompt and output tokens than this are refused.
     run_log: file that gets a line with the request id whenever one starts, for counts across processes.
     fail_at_step: that step raises, as a broken device would.
+    embedding_size: it then answers with an embedding instead, the text's first bytes in a row.
     poison, on_poison: what happens when a prompt with these bytes starts; `in_engine` has been noted by then.
     """
 
     max_context: int = 1000
+    embedding_size: int | None = None
+    normalises: bool = True
     step_seconds: float = 0.0
     per_step: int = 4
     kv_tokens: int = 10_000
@@ -137,7 +141,14 @@ class FakeEngine:
             finish_reason=FinishReason.LENGTH if cut else FinishReason.STOP,
             num_prompt_tokens=len(request.prompt_ids),
             num_cached_tokens=0,
+            embedding=self._embed(request.prompt_ids),
         )
+
+    def _embed(self, prompt_ids: TokenIds) -> NDArray[np.float32] | None:
+        if self.embedding_size is None:
+            return None
+        vector = np.resize(prompt_ids, self.embedding_size).astype(np.float32)
+        return vector / np.float32(np.linalg.norm(vector))
 
 
 def _bytes(request: Request) -> bytes:

@@ -7,7 +7,13 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from app.outbound import MAX_URL_CHARS
 
 PURPOSES = ("batch",)
-ENDPOINTS = ("/v1/chat/completions", "/v1/completions")
+ENDPOINTS = (
+    "/v1/chat/completions",
+    "/v1/completions",
+    "/v1/embeddings",
+    "/v1/score",
+    "/v1/rerank",
+)
 
 MIN_EXPIRY_SECONDS = 3_600
 MAX_EXPIRY_SECONDS = 2_592_000

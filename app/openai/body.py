@@ -38,6 +38,23 @@ class BodyRefused(Exception):
         self.error = error
 
 
+@dataclass(frozen=True, slots=True)
+class EmbeddingForm:
+    """What the answer makes of the prompts' embeddings.
+
+    size: numbers shown of each, which is then scaled to length 1 again if `normalises`.
+    num_queries: how many of the first prompts are compared with the others; 0: nothing is.
+    top_n: most results; documents: what each result shows beside its score, None: nothing.
+    """
+
+    is_base64: bool = False
+    size: int | None = None
+    normalises: bool = False
+    num_queries: int = 0
+    top_n: int | None = None
+    documents: tuple[str, ...] | None = None
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Translated:
     """A body in the engine's words: some samples of each of its prompts.
@@ -49,6 +66,7 @@ class Translated:
     num_choices: of each prompt, how many of its samples are the answer: the likeliest if it is not all.
     has_logprobs: whether the answer shows them.
     echo: what the answer shows before each prompt's choices; empty: nothing.
+    embedding: of a body that asks for no text.
     """
 
     model: str
@@ -58,6 +76,7 @@ class Translated:
     num_choices: int = 1
     has_logprobs: bool = False
     echo: tuple[str, ...] = ()
+    embedding: EmbeddingForm | None = None
 
     @property
     def num_requests(self) -> int:
@@ -94,11 +113,14 @@ class TranslationContext:
 
     max_context: most tokens of prompt and output together.
     default_max_tokens: output bound of a chat body that names none; None: the rest of the context.
+    embedding_size: numbers of an embedding, which are scaled to length 1 if `normalises`; None: it generates.
     """
 
     tokenizer: PromptTokenizer
     max_context: int
     default_max_tokens: int | None = None
+    embedding_size: int | None = None
+    normalises: bool = False
 
 
 def refuse(message: str, param: str | None, code: str) -> NoReturn:

@@ -27,6 +27,7 @@ from app.openai.parameters import (
     COMMON_UNSUPPORTED,
     Unsupported,
     bound_output,
+    check_generates,
     check_parameters,
     read_num_choices,
     read_sampling,
@@ -79,6 +80,7 @@ def parse_chat(body: Json, context: TranslationContext, *, seed_key: str) -> Tra
 def _parse(body: Json, context: TranslationContext, seed_key: str) -> Translated:
     check_parameters(body, _KNOWN, _UNSUPPORTED)
     model = required(body, "model", string)
+    check_generates(model, context)
     messages = required(body, "messages", read_messages)
     max_tokens = _read_max_tokens(body)
     try:

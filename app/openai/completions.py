@@ -4,8 +4,6 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 from app.openai.body import (
     BodyError,
     BodyRefused,
@@ -18,7 +16,6 @@ from app.openai.body import (
     refuse,
     required,
     string,
-    wrong_type,
 )
 from app.openai.logprobs import completion_logprobs
 from app.openai.parameters import (
@@ -27,11 +24,12 @@ from app.openai.parameters import (
     COMMON_UNSUPPORTED,
     Unsupported,
     bound_output,
+    check_generates,
     check_parameters,
     read_num_choices,
     read_sampling,
-    token_id,
 )
+from app.openai.prompts import prompt_forms, prompt_ids
 from app.openai.usage import usage_of
 from engine.request import Completion, TokenIds
 
@@ -54,7 +52,8 @@ def parse_completion(body: Json, context: TranslationContext, *, seed_key: str) 
 def _parse(body: Json, context: TranslationContext, seed_key: str) -> Translated:
     check_parameters(body, _KNOWN, _UNSUPPORTED)
     model = required(body, "model", string)
-    prompts = required(body, "prompt", _prompt_forms)
+    check_generates(model, context)
+    prompts = required(body, "prompt", prompt_forms)
     num_choices, num_samples = _read_counts(body, len(prompts))
     logprobs = optional(body, "logprobs", integer(0, 5), None)
     echo = optional(body, "echo", boolean, False)
@@ -66,11 +65,11 @@ def _parse(body: Json, context: TranslationContext, seed_key: str) -> Translated
             "unsupported_parameter",
         )
     many = prompts is body["prompt"]
-    prompt_ids = tuple(
-        _prompt_ids(f"prompt[{i}]" if many else "prompt", prompt, context) for i, prompt in enumerate(prompts)
+    all_ids = tuple(
+        prompt_ids(f"prompt[{i}]" if many else "prompt", prompt, context) for i, prompt in enumerate(prompts)
     )
     max_tokens = optional(body, "max_tokens", integer(1), DEFAULT_MAX_TOKENS)
-    max_tokens = bound_output(max(map(len, prompt_ids)), max_tokens, context, param="prompt")
+    max_tokens = bound_output(max(map(len, all_ids)), max_tokens, context, param="prompt")
     sampling = read_sampling(
         body,
         max_tokens=max_tokens,
@@ -81,12 +80,12 @@ def _parse(body: Json, context: TranslationContext, seed_key: str) -> Translated
     )
     return Translated(
         model,
-        prompt_ids,
+        all_ids,
         sampling,
         num_samples=num_samples,
         num_choices=num_choices,
         has_logprobs=logprobs is not None,
-        echo=tuple(map(_echo, prompts, prompt_ids, [context] * len(prompts))) if echo else (),
+        echo=tuple(map(_echo, prompts, all_ids, [context] * len(prompts))) if echo else (),
     )
 
 
@@ -110,38 +109,8 @@ def _read_counts(body: Json, num_prompts: int) -> tuple[int, int]:
     return num_choices, best_of
 
 
-def _prompt_forms(param: str, value: object) -> list[str | list[Any]]:
-    """A text, token ids, or an array of either: always as an array."""
-    if isinstance(value, str):
-        return [value]
-    if not isinstance(value, list):
-        wrong_type(param, "a string or an array", value)
-    if not value:
-        refuse("Invalid 'prompt': the prompt must not be empty.", param, "invalid_value")
-    kind = type(value[0])
-    if kind not in (str, list):
-        return [value]
-    for i, item in enumerate(value):
-        if not isinstance(item, kind):
-            wrong_type(f"{param}[{i}]", "a string" if kind is str else "an array of token ids", item)
-    return value
-
-
-def _prompt_ids(param: str, prompt: str | list[Any], context: TranslationContext) -> TokenIds:
-    if not prompt:
-        refuse(f"Invalid '{param}': the prompt must not be empty.", param, "invalid_value")
-    if isinstance(prompt, str):
-        prompt_ids = context.tokenizer.encode(prompt)
-        if not len(prompt_ids):
-            refuse(f"Invalid '{param}': the prompt holds no tokens.", param, "invalid_value")
-        return prompt_ids
-    vocab_size = context.tokenizer.vocab_size
-    ids = [token_id(f"{param}[{i}]", item, vocab_size) for i, item in enumerate(prompt)]
-    return np.array(ids, dtype=np.int32)
-
-
-def _echo(prompt: str | list[Any], prompt_ids: TokenIds, context: TranslationContext) -> str:
-    return prompt if isinstance(prompt, str) else context.tokenizer.decode(prompt_ids)
+def _echo(prompt: str | list[Any], token_ids: TokenIds, context: TranslationContext) -> str:
+    return prompt if isinstance(prompt, str) else context.tokenizer.decode(token_ids)
 
 
 def completion_body(

@@ -7,6 +7,13 @@ from typing import Any, Protocol
 from app.openai.body import BodyError, Json, Translated, TranslationContext
 from app.openai.chat import chat_body, parse_chat
 from app.openai.completions import completion_body, parse_completion
+from app.openai.embeddings import embeddings_body, parse_embeddings
+from app.openai.ranking import (
+    parse_rerank,
+    parse_score,
+    rerank_body,
+    score_body,
+)
 from engine.request import Completion
 
 
@@ -39,4 +46,7 @@ class Endpoint:
 ENDPOINTS = {
     "/v1/chat/completions": Endpoint(parse_chat, chat_body),
     "/v1/completions": Endpoint(parse_completion, completion_body),
+    "/v1/embeddings": Endpoint(parse_embeddings, embeddings_body),
+    "/v1/score": Endpoint(parse_score, score_body),
+    "/v1/rerank": Endpoint(parse_rerank, rerank_body),
 }

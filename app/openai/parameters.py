@@ -98,6 +98,16 @@ def check_parameters(body: Json, known: Collection[str], unsupported: dict[str, 
             )
 
 
+def check_generates(model: str, context: TranslationContext) -> None:
+    """Refuses a model that only embeds."""
+    if context.embedding_size is not None:
+        refuse(
+            f"The model '{model}' generates no text; use /v1/embeddings, /v1/score or /v1/rerank with it.",
+            "model",
+            "unsupported_value",
+        )
+
+
 def read_sampling(
     body: Json, *, max_tokens: int, vocab_size: int, seed_key: str, top_logprobs: int | None
 ) -> SamplingParams:

@@ -93,7 +93,7 @@ def probe_layers(model: PreTrainedModel) -> list[LayerFacts]:
         ) from error
     layers = _one_call_each(name, probe.calls, text_config)
     tolerance = _FP32_TOLERANCE if model.dtype == torch.float32 else _HALF_TOLERANCE
-    if not (difference := _relative_error(packed, apart)) <= tolerance:
+    if not (difference := relative_error(packed, apart)) <= tolerance:
         raise ModelRefused(
             f"{name} computes other logits for two prompts packed together than for each alone "
             f"(relative error {difference:.2g}): its layers mix rows outside of attention."
@@ -103,7 +103,7 @@ def probe_layers(model: PreTrainedModel) -> list[LayerFacts]:
     return layers
 
 
-def _relative_error(logits: torch.Tensor, expected: torch.Tensor) -> float:
+def relative_error(logits: torch.Tensor, expected: torch.Tensor) -> float:
     return float((logits - expected).norm() / (expected - expected.mean()).norm())
 
 
@@ -121,7 +121,7 @@ def _hides_a_window(
         return False
     try:
         text_config.sliding_window = 2
-        return _relative_error(probe.run_apart(model), apart) > tolerance
+        return relative_error(probe.run_apart(model), apart) > tolerance
     finally:
         text_config.sliding_window = window
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from engine.attention.interface import ATTENTION_NAME, register
 from engine.attention.kv_pool import KVShape
@@ -51,12 +51,12 @@ def load_model(path: Path, device: torch.device, dtype: torch.dtype) -> LoadedMo
     Weights are mapped from the files; where type and device fit (fp32 files, CPU) they are not even
     copied. Raises ModelNotUsable for what cannot be read, ModelRefused for what would be wrong here.
     """
-    _check_name_trap()
+    check_name_trap()
     check_model_dir(path)
-    config = _load_config(path)
+    config = load_config(path)
     check_config(config)
-    with _quiet_transformers():
-        model = _load_weights(path, config, device, dtype)
+    with quiet_transformers():
+        model = load_weights(path, config, device, dtype, AutoModelForCausalLM)
         check_model(model)
         if device.type == "cpu" and dtype is torch.float32:
             pack_linear_layers(model)  # before the gate, which is to see the model as it will run
@@ -77,7 +77,7 @@ def load_model(path: Path, device: torch.device, dtype: torch.dtype) -> LoadedMo
     )
 
 
-def _check_name_trap() -> None:
+def check_name_trap() -> None:
     """transformers imports a package named `kernels`, and must find our folder of that name or nothing."""
     try:
         found = version("kernels")
@@ -89,7 +89,7 @@ def _check_name_trap() -> None:
     )
 
 
-def _load_config(path: Path) -> PreTrainedConfig:
+def load_config(path: Path) -> PreTrainedConfig:
     try:
         return AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
     except (ValueError, KeyError, TypeError, OSError) as error:
@@ -98,12 +98,19 @@ def _load_config(path: Path) -> PreTrainedConfig:
         ) from error
 
 
-def _load_weights(
-    path: Path, config: PreTrainedConfig, device: torch.device, dtype: torch.dtype
+def load_weights(
+    path: Path,
+    config: PreTrainedConfig,
+    device: torch.device,
+    dtype: torch.dtype,
+    auto_class: type[AutoModel] | type[AutoModelForCausalLM],
+    *,
+    unused: str | None = None,
 ) -> PreTrainedModel:
+    """The model in eval mode. unused: how the names of weights begin that may be missing. ModelNotUsable."""
     placement: dict[str, Any] = {} if device.type == "cpu" else {"device_map": device}
     try:
-        model, info = AutoModelForCausalLM.from_pretrained(
+        model, info = auto_class.from_pretrained(
             path,
             config=config,
             dtype=dtype,
@@ -120,7 +127,7 @@ def _load_weights(
         ) from error
     except (ValueError, KeyError, OSError, RuntimeError, ImportError) as error:
         raise ModelNotUsable(f"{path} cannot be loaded ({_line(error)}): fetch the model again.") from error
-    if missing := sorted(info["missing_keys"]):
+    if missing := sorted(key for key in info["missing_keys"] if not (unused and key.startswith(unused))):
         raise ModelNotUsable(
             f"{path} lacks {len(missing)} weights of its architecture, {missing[0]} among them: "
             "fetch the model again."
@@ -131,7 +138,7 @@ def _load_weights(
 
 
 @contextmanager
-def _quiet_transformers() -> Iterator[None]:
+def quiet_transformers() -> Iterator[None]:
     """No progress bar, load report or warning on stderr: what goes wrong is raised as one sentence."""
     level = transformers.logging.get_verbosity()
     bars = transformers.logging.is_progress_bar_enabled()

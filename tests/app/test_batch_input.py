@@ -339,3 +339,39 @@ def test_every_line_is_found_where_it_lies(
 def test_no_bytes_break_it(data: bytes) -> None:
     for item in _read(data, limits=InputLimits(max_line_bytes=64, max_requests=5)):
         assert isinstance(item, LineError)
+
+
+EMBEDDINGS = "/v1/embeddings"
+
+
+def _inputs(custom_id: str, given: Any) -> bytes:
+    return _line(_request(custom_id, url=EMBEDDINGS, body={"model": "m", "input": given}))
+
+
+def test_the_inputs_of_an_embeddings_batch_are_counted_over_all_lines() -> None:
+    limits = InputLimits(max_line_bytes=4_096, max_requests=100, max_embedding_inputs=6)
+    # 1 text, 1 array of token ids, 2 texts, 2 arrays of token ids
+    full = _inputs("a", "x") + _inputs("b", [1, 2, 3]) + _inputs("c", ["x", "y"]) + _inputs("d", [[1], [2]])
+    assert all(isinstance(item, InputLine) for item in _read(full, endpoint=EMBEDDINGS, limits=limits))
+    *lines, error = _read(full + _inputs("e", "x"), endpoint=EMBEDDINGS, limits=limits)
+    assert len(lines) == 4
+    message = "The input file has more than the 6 inputs in all that a batch of embeddings may have."
+    assert error == LineError("too_many_tasks", message, None, None)
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "title", "name"),
+    [
+        ("/v1/embeddings", "Embeddings", "input"),
+        ("/v1/score", "Score", "text_2"),
+        ("/v1/rerank", "Rerank", "documents"),
+    ],
+)
+def test_bodies_of_embedding_endpoints(endpoint: str, title: str, name: str) -> None:
+    request = _request(url=endpoint, body={"model": "m"})
+    error = _only_error(_line(request), endpoint=endpoint)
+    message = f"{name.capitalize()} parameter is required."
+    assert error == LineError("invalid_request", message, f"body.{name}", 1)
+    request["body"] |= {name: "x", "stream": True}
+    message = f"{title}: Streaming is not supported in the Batch API."
+    assert _only_error(_line(request), endpoint=endpoint).message == message

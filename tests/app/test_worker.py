@@ -7,7 +7,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from openai.types import CreateEmbeddingResponse
 from openai.types.chat import ChatCompletion
 
 from app import worker as worker_module
@@ -345,3 +347,25 @@ def test_the_default_output_bound_is_the_settings(
     Worker(database, storage, bounded, FakeEngine).run(threading.Event(), until_idle=True)
     body = results_of(database, batch_id)["r0"]["response"]["body"]
     assert body["usage"]["completion_tokens"] == 3
+
+
+def embeddings(given: object, **parameters: Any) -> dict[str, Any]:
+    return {"model": "m", "input": given} | parameters
+
+
+def test_a_batch_of_embeddings_is_answered_with_vectors(
+    database: Database, storage: Storage, make_worker: Callable[[FakeEngine], Worker]
+) -> None:
+    lines = [embeddings(["ab", "c"]), embeddings("d" * 21), embeddings("xy", encoding_format="base64")]
+    batch_id = batch_to_run(database, storage, lines, endpoint="/v1/embeddings")
+    make_worker(FakeEngine(max_context=20, embedding_size=2)).run(threading.Event(), until_idle=True)
+    results = results_of(database, batch_id)
+    answers = [results[f"r{i}"]["response"] for i in range(3)]
+    assert [answer["status_code"] for answer in answers] == [200, 400, 200]
+    first = CreateEmbeddingResponse.model_validate(answers[0]["body"])
+    norm = float(np.hypot(97, 98))
+    assert first.data[0].embedding == pytest.approx([97 / norm, 98 / norm], rel=1e-6)
+    assert answers[0]["body"]["usage"] == {"prompt_tokens": 3, "total_tokens": 3}
+    assert answers[1]["body"]["error"]["code"] == "context_length_exceeded"
+    assert len(answers[2]["body"]["data"][0]["embedding"]) == 12
+    assert read_batch(database, batch_id).status == BatchStatus.FINALIZING

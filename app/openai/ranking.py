@@ -1,0 +1,162 @@
+"""/v1/score and /v1/rerank, extensions with the shapes of other engines: how alike texts are.
+
+The score of two texts is the cosine of their embeddings.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from app.openai.body import (
+    BodyError,
+    BodyRefused,
+    EmbeddingForm,
+    Json,
+    Translated,
+    TranslationContext,
+    array,
+    boolean,
+    integer,
+    optional,
+    refuse,
+    required,
+    string,
+    wrong_type,
+)
+from app.openai.embeddings import (
+    NO_OUTPUT,
+    UNSUPPORTED,
+    check_count,
+    embedding_model,
+    scaled,
+    text_ids,
+    text_usage,
+    vectors_of,
+)
+from app.openai.parameters import check_parameters
+from engine.request import Completion
+
+_SCORE = frozenset({"model", "text_1", "text_2", "user"})
+_RERANK = frozenset({"model", "query", "documents", "top_n", "return_documents", "user"})
+
+
+def parse_score(body: Json, context: TranslationContext, *, seed_key: str) -> Translated | BodyError:
+    """The texts of `text_1`, then those of `text_2`."""
+    try:
+        check_parameters(body, _SCORE, UNSUPPORTED)
+        model = embedding_model(body, context)
+        first = required(body, "text_1", _texts)
+        second = required(body, "text_2", _texts)
+        if len(first) not in (1, len(second)):
+            refuse(
+                f"Invalid 'text_1': expected one text, or as many as in 'text_2' ({len(second)}), but got "
+                f"{len(first)} instead.",
+                "text_1",
+                "invalid_value",
+            )
+        named = _named(body, "text_1", first) + _named(body, "text_2", second)
+        form = EmbeddingForm(num_queries=len(first))
+        return Translated(model, text_ids(named, context), NO_OUTPUT, embedding=form)
+    except BodyRefused as refused:
+        return refused.error
+
+
+def parse_rerank(body: Json, context: TranslationContext, *, seed_key: str) -> Translated | BodyError:
+    """The query, then the documents."""
+    try:
+        check_parameters(body, _RERANK, UNSUPPORTED)
+        model = embedding_model(body, context)
+        query = required(body, "query", string)
+        documents = required(body, "documents", _documents)
+        top_n = optional(body, "top_n", integer(1), None)
+        is_shown = optional(body, "return_documents", boolean, False)
+        form = EmbeddingForm(num_queries=1, top_n=top_n, documents=tuple(documents) if is_shown else None)
+        named = [("query", query), *_named(body, "documents", documents)]
+        return Translated(model, text_ids(named, context), NO_OUTPUT, embedding=form)
+    except BodyRefused as refused:
+        return refused.error
+
+
+def _texts(param: str, value: object) -> list[str]:
+    if isinstance(value, str):
+        return [value]
+    if not isinstance(value, list):
+        wrong_type(param, "a string or an array of strings", value)
+    return _strings(param, value)
+
+
+def _documents(param: str, value: object) -> list[str]:
+    """Strings, or objects with a `text`."""
+    items = array(param, value)
+    return _strings(param, [item.get("text") if isinstance(item, dict) else item for item in items])
+
+
+def _strings(param: str, items: Sequence[object]) -> list[str]:
+    if not items:
+        refuse(f"Invalid '{param}': it must not be empty.", param, "invalid_value")
+    check_count(param, items)
+    return [string(f"{param}[{i}]", item) for i, item in enumerate(items)]
+
+
+def _named(body: Json, param: str, texts: Sequence[str]) -> list[tuple[str, str]]:
+    if isinstance(body[param], str):
+        return [(param, texts[0])]
+    return [(f"{param}[{i}]", text) for i, text in enumerate(texts)]
+
+
+def score_body(
+    asked: Translated,
+    completions: Sequence[Completion],
+    *,
+    response_id: str,
+    created: int,
+    fingerprint: str,
+) -> dict[str, Any]:
+    """A score for each text of `text_2`, in their order."""
+    scores = enumerate(_scores(asked, completions))
+    return {
+        "id": f"score-{response_id}",
+        "object": "list",
+        "created": created,
+        "model": asked.model,
+        "data": [{"index": index, "object": "score", "score": score} for index, score in scores],
+        "usage": text_usage(asked, completions),
+    }
+
+
+def rerank_body(
+    asked: Translated,
+    completions: Sequence[Completion],
+    *,
+    response_id: str,
+    created: int,
+    fingerprint: str,
+) -> dict[str, Any]:
+    """The documents by relevance, highest first; of equals the one that came first."""
+    form = asked.embedding
+    assert form is not None
+    scores = _scores(asked, completions)
+    order = sorted(range(len(scores)), key=lambda index: -scores[index])[: form.top_n]
+    return {
+        "id": f"rerank-{response_id}",
+        "model": asked.model,
+        "results": [
+            {
+                "index": index,
+                "relevance_score": scores[index],
+                **({} if form.documents is None else {"document": {"text": form.documents[index]}}),
+            }
+            for index in order
+        ],
+        "usage": text_usage(asked, completions),
+    }
+
+
+def _scores(asked: Translated, completions: Sequence[Completion]) -> list[float]:
+    """Cosines of the queries with the other texts; one query goes with all."""
+    assert asked.embedding is not None
+    vectors = scaled(vectors_of(completions)).astype(np.float64)
+    num_queries = asked.embedding.num_queries
+    cosines: list[float] = (vectors[:num_queries] * vectors[num_queries:]).sum(axis=1).clip(-1, 1).tolist()
+    return cosines
