@@ -42,15 +42,19 @@ def embedding_config(model_dir: Path) -> EmbeddingConfig | None:
             "last, Normalize can run here."
         )
     limits = model_dir / "sentence_bert_config.json"
-    max_tokens = _read(limits).get("max_seq_length") if limits.is_file() else None
+    limit = _read(limits) if limits.is_file() else {}
+    if limit.get("do_lower_case"):
+        raise ModelRefused(
+            f"its {limits.name} asks for lower case beside the tokenizer, which is not done here."
+        )
     pooling = _pooling(_read(model_dir / str(modules[1].get("path", "")) / "config.json"))
-    return EmbeddingConfig(pooling, normalises="Normalize" in kinds, max_tokens=max_tokens)
+    return EmbeddingConfig(pooling, normalises="Normalize" in kinds, max_tokens=limit.get("max_seq_length"))
 
 
 def _pooling(config: dict[str, Any]) -> Pooling:
     mode = config.get("pooling_mode")  # how newer versions write it
     prefix = "pooling_mode_"
-    chosen = [mode] if mode else [key.removeprefix(prefix) for key in config if config[key] is True]
+    chosen = [str(mode)] if mode else [key.removeprefix(prefix) for key in config if config[key] is True]
     chosen = [
         name.removesuffix("_tokens").removesuffix("_token") for name in chosen if name != "include_prompt"
     ]

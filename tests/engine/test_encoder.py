@@ -11,7 +11,7 @@ from engine.build import build_engine
 from engine.config import EngineConfig
 from engine.encoder_engine import EncoderEngine
 from engine.errors import ModelRefused
-from engine.execution.embedding_config import embedding_config
+from engine.execution.embedding_config import EmbeddingConfig, Pooling, embedding_config
 from engine.request import Request, SamplingParams, TokenIds
 from tests.embedding_models import minilm_dir, save_tiny_encoder, tiny_encoder_config
 
@@ -81,6 +81,12 @@ def test_models_that_are_no_such_encoder_are_refused(
 def test_other_ways_to_make_a_vector_are_refused(tmp_path: Path) -> None:
     save_tiny_encoder(tmp_path, pooling="max_tokens")
     with pytest.raises(ModelRefused, match="pooled by max"):
+        embedding_config(tmp_path)
+    (tmp_path / "1_Pooling" / "config.json").write_text('{"pooling_mode": "cls"}')  # as newer versions write
+    (tmp_path / "sentence_bert_config.json").write_text('{"max_seq_length": 9, "do_lower_case": false}')
+    assert embedding_config(tmp_path) == EmbeddingConfig(Pooling.CLS, normalises=True, max_tokens=9)
+    (tmp_path / "sentence_bert_config.json").write_text('{"do_lower_case": true}')
+    with pytest.raises(ModelRefused, match="lower case"):
         embedding_config(tmp_path)
     modules = (tmp_path / "modules.json").read_text()
     (tmp_path / "modules.json").write_text(modules.replace("Normalize", "Dense"))
