@@ -2,7 +2,6 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Collection, Hashable, Sequence
-
 from typing import NamedTuple
 
 import numpy as np

@@ -148,6 +148,24 @@ def test_priority_goes_first_and_what_is_dropped_does_not_run(texts: list[TokenI
     assert 40 not in [length for step in steps.lengths for length in step]
 
 
+def test_tenants_of_equal_priority_have_equal_shares() -> None:
+    engine = _engine(_Steps())
+
+    def add(tenant: str, first_id: int, count: int) -> None:
+        texts = [np.arange(index, index + 10, dtype=np.int32) for index in range(count)]
+        engine.add([Request(first_id + i, text, NO_OUTPUT) for i, text in enumerate(texts)], tenant=tenant)
+
+    add("a", 0, 20)
+    assert {one.request_id < 100 for one in engine.step()} == {True}
+    add("b", 100, 4)
+    owners = []
+    while engine.has_work:
+        owners.append({"a" if one.request_id < 100 else "b" for one in engine.step()})
+    assert all(len(owner) == 1 for owner in owners)
+    assert [owner.pop() for owner in owners[:4]].count("b") == 2
+    assert engine.load.used_kv_bytes == 0
+
+
 @pytest.mark.long
 def test_minilm_gives_the_vectors_of_sentence_transformers() -> None:
     from sentence_transformers import SentenceTransformer
