@@ -107,6 +107,11 @@ class EncoderEngine:
         return self._stats
 
     @property
+    def outline(self) -> None:
+        """Texts share nothing: each is computed whole."""
+        return None
+
+    @property
     def load(self) -> EngineLoad:
         """What it holds now: never any KV."""
         return EngineLoad(self._step_tokens, kv_bytes=0, used_kv_bytes=0)
