@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -236,7 +236,9 @@ class _OfflineRun:
 
     def report(self, seconds: float) -> Report:
         assert self._batch is not None
-        counts = asdict(self._stats) | {"load_seconds": self._build_seconds}
+        told = {one.name for one in fields(Report)}
+        counts = {name: count for name, count in asdict(self._stats).items() if name in told}
+        counts["load_seconds"] = self._build_seconds
         return Report(
             requests=self._batch.total,
             completed=self._batch.completed,

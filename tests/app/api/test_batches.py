@@ -84,7 +84,8 @@ def test_endpoints_that_are_not_served(shared_server: Server) -> None:
         body = refusal(shared_server, endpoint=endpoint)
         assert (body["param"], body["code"]) == ("endpoint", "invalid_value")
         assert body["message"] == (
-            f"Invalid value: '{endpoint}'. Supported values are: '/v1/chat/completions', '/v1/completions'."
+            f"Invalid value: '{endpoint}'. Supported values are: '/v1/chat/completions', '/v1/completions', "
+            "'/v1/embeddings', '/v1/score', '/v1/rerank'."
         )
 
 
