@@ -80,7 +80,7 @@ def test_windows_that_are_refused(shared_server: Server, window: str) -> None:
 
 
 def test_endpoints_that_are_not_served(shared_server: Server) -> None:
-    for endpoint in ("/v1/invalid/endpoint", "/v1/moderations", "/v1/embeddings"):
+    for endpoint in ("/v1/invalid/endpoint", "/v1/moderations", "/v1/responses"):
         body = refusal(shared_server, endpoint=endpoint)
         assert (body["param"], body["code"]) == ("endpoint", "invalid_value")
         assert body["message"] == (
