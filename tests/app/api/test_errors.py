@@ -33,7 +33,7 @@ def error_of(server: Server, method: str, path: str, status: int, **kwargs: obje
 @pytest.mark.parametrize("method", ["GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE"])
 @pytest.mark.parametrize(
     "path",
-    ["/", "/v1", "/v2/files", "/v1/files/a/b", "/v1/batches/x/y", "/v1//files", "/docs", "/v1/%2e%2e/x"],
+    ["/v1", "/v2/files", "/v1/files/a/b", "/v1/batches/x/y", "/v1//files", "/docs", "/v1/%2e%2e/x"],
 )
 def test_unknown_paths(shared_server: Server, method: str, path: str) -> None:
     assert "Unknown request URL" in str(error_of(shared_server, method, path, 404)["message"])

@@ -14,7 +14,7 @@ from tests.app.api.test_batches import create, move
 from tests.app.api.test_files import upload
 from tests.app.api.test_uploads import begin
 
-EXTENSIONS = ("priority", "paused_at", "progress")  # of the batch object
+EXTENSIONS = ("validation", "priority", "paused_at", "progress")  # of the batch object
 GOLDEN: dict[str, Any] = json.loads((Path(__file__).parent / "golden.json").read_text())
 
 
