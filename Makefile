@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test test-long test-kills check kernel-table gpu-check reference clean
+.PHONY: setup demo test test-long test-kills check kernel-table gpu-check bench-peers reference clean
 
 # The stamp makes a second call quick; it is older than pyproject.toml when dependencies changed.
 setup: .venv/installed
@@ -31,6 +31,10 @@ test-kills: setup
 # Registers, shared memory and instructions of the attention kernels, from builds that need no GPU.
 kernel-table: setup
 	$(BIN)/python -m benchmarks.kernel_report --write docs/kernels.md
+
+# Other engines beside ours, each in an environment of its own under build/peers; hours, on a quiet machine.
+bench-peers: setup
+	$(BIN)/python -m benchmarks.bench_peers --plot build/peers/peers.png
 
 # On a machine with a GPU: are the kernels right there, and how fast.
 gpu-check: setup

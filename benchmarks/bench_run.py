@@ -19,16 +19,16 @@ import numpy as np
 import torch
 
 from benchmarks.floor import Rates, floor_seconds, measure_rates
-from benchmarks.workloads import make, write
+from benchmarks.workloads import NAMES, make, write
 from engine.cost_model import JobWork, ModelShape
 from engine.request import Request, SamplingParams
 from engine.simulation import job_work
 
 DEFAULT_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 SORTED = "-sorted"  # the same lines by prompt, instead of shuffled
-# KV for everything in A; for 6,400 tokens in B (46,080 bytes a token in fp32)
-KV_MEMORY = {"A": "2GiB", "B": str(6400 * 46080), "spider_sql": "2GiB"}
-WORKLOADS = [name + order for name in KV_MEMORY for order in ("", SORTED)]
+# for 6,400 tokens in B (46,080 bytes a token in fp32); for everything in the others
+SCARCE_KV = {"B": str(6400 * 46080)}
+WORKLOADS = [name + order for name in NAMES for order in ("", SORTED)]
 
 
 def prompts(lines: list[dict[str, Any]], model_dir: Path) -> list[list[int]]:
@@ -57,14 +57,24 @@ def lines_of(name: str, seed: int, model: str) -> list[dict[str, Any]]:
 
 
 def run_once(name: str, lines: list[dict[str, Any]], options: list[str]) -> dict[str, Any]:
+    """What `run --json` says, and the answers' texts in the order of the lines."""
     with tempfile.TemporaryDirectory() as folder:
         source, target = Path(folder, "in.jsonl"), Path(folder, "out.jsonl")
         write(lines, source)
         command = [sys.executable, "-m", "app.cli", "run", str(source), "-o", str(target), "--json"]
-        command += ["--dtype", "float32", "--kv-memory", KV_MEMORY[name.removesuffix(SORTED)], *options]
+        command += [
+            "--dtype",
+            "float32",
+            "--kv-memory",
+            SCARCE_KV.get(name.removesuffix(SORTED), "4GiB"),
+            *options,
+        ]
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+        answers = {answer["custom_id"]: answer for answer in map(json.loads, target.read_text().splitlines())}
     figures: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return figures
+    choices = [answers[line["custom_id"]]["response"]["body"]["choices"][0] for line in lines]
+    texts = [choice["text"] if "text" in choice else choice["message"]["content"] for choice in choices]
+    return figures | {"texts": texts}
 
 
 def bench(name: str, repeat: int, args: argparse.Namespace, model_dir: Path) -> dict[str, Any]:
@@ -73,6 +83,7 @@ def bench(name: str, repeat: int, args: argparse.Namespace, model_dir: Path) -> 
     lines = lines_of(name, args.seed + (repeat if args.reshuffle else 0), args.model)
     before = measure_rates(shape)
     figures = run_once(name, lines, ["--threads", str(args.threads), *args.options])
+    del figures["texts"]
     after = measure_rates(shape)
     rates = Rates((before.gemm + after.gemm) / 2, (before.attention + after.attention) / 2)
     floor = floor_seconds(shape, least_work(lines, model_dir), rates)

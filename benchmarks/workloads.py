@@ -2,8 +2,13 @@
 
     python -m benchmarks.workloads A -o a.jsonl
 
-A, B       random token ids with shared prefixes (64 and 128 requests), see `micro`
-spider_sql 194 questions about 20 database schemas, a real file out of the `evals` package
+A, B        random token ids with shared prefixes (64 and 128 requests), see `micro`
+hierarchy   4 roots of 200 tokens, 4 documents of 300 on each, 8 questions of 60 on each document
+no-sharing  64 prompts of 512 tokens with nothing in common
+long        64 prompts of 16 shared and 48 own tokens, 256 generated
+one-token   512 prompts of 300 shared and 40 own tokens, one token generated: classification
+spider_sql  194 questions about 20 database schemas, a real file out of the `evals` package
+logiqa      300 questions on passages under one instruction, from a real file out of the same package
 """
 
 import argparse
@@ -36,16 +41,31 @@ def micro(
     prefixes = [ids(prefix) for _ in range(num_prefixes)]
     prompts = [shared + ids(own) for shared in prefixes for _ in range(degree)]
     rng.shuffle(prompts)
-    body = {"model": model, "max_tokens": output, "temperature": 0, "ignore_eos": True}
-    return [_line(i, "/v1/completions", body | {"prompt": prompt}) for i, prompt in enumerate(prompts)]
+    return _of_ids(prompts, output, model)
 
 
-def spider_sql(*, seed: int, model: str, output: int = 32) -> list[Line]:
-    """All prompts of spider_sql through the chat template, shuffled."""
+def hierarchy(*, seed: int, model: str, output: int = 16) -> list[Line]:
+    rng = random.Random(seed)
+
+    def ids(count: int) -> list[int]:
+        return [rng.randrange(1_000, 30_000) for _ in range(count)]
+
+    roots = [ids(200) for _ in range(4)]
+    documents = [root + ids(300) for root in roots for _ in range(4)]
+    prompts = [document + ids(60) for document in documents for _ in range(8)]
+    rng.shuffle(prompts)
+    return _of_ids(prompts, output, model)
+
+
+def real_file(member: str, *, seed: int, model: str, output: int = 32, most: int | None = None) -> list[Line]:
+    """Prompts of a file of the `evals` package through the chat template, shuffled; `most` of them."""
     body = {"model": model, "max_tokens": output, "temperature": 0, "ignore_eos": True}
-    rows = list(read_evals("sql/spider_sql.jsonl"))
+    rows = list(read_evals(member))[:most]
     random.Random(seed).shuffle(rows)
     return [_line(i, "/v1/chat/completions", body | {"messages": row["input"]}) for i, row in enumerate(rows)]
+
+
+NAMES = ("A", "B", "hierarchy", "no-sharing", "long", "one-token", "spider_sql", "logiqa")
 
 
 def make(name: str, *, seed: int, model: str) -> list[Line]:
@@ -54,13 +74,28 @@ def make(name: str, *, seed: int, model: str) -> list[Line]:
             return micro(8, 8, 1024, 64, 32, seed=seed, model=model)
         case "B":
             return micro(32, 4, 512, 32, 16, seed=seed, model=model)
+        case "hierarchy":
+            return hierarchy(seed=seed, model=model)
+        case "no-sharing":
+            return micro(64, 1, 0, 512, 32, seed=seed, model=model)
+        case "long":
+            return micro(1, 64, 16, 48, 256, seed=seed, model=model)
+        case "one-token":
+            return micro(4, 128, 300, 40, 1, seed=seed, model=model)
         case "spider_sql":
-            return spider_sql(seed=seed, model=model)
-    raise ValueError(f"no workload {name!r}; there are A, B and spider_sql")
+            return real_file("sql/spider_sql.jsonl", seed=seed, model=model)
+        case "logiqa":
+            return real_file("logiqa/logiqa.jsonl", seed=seed, model=model, most=300)
+    raise ValueError(f"no workload {name!r}; there are {', '.join(NAMES)}")
 
 
 def write(lines: list[Line], path: Path) -> None:
     path.write_text("".join(json.dumps(line, separators=(",", ":")) + "\n" for line in lines))
+
+
+def _of_ids(prompts: list[list[int]], output: int, model: str) -> list[Line]:
+    body = {"model": model, "max_tokens": output, "temperature": 0, "ignore_eos": True}
+    return [_line(i, "/v1/completions", body | {"prompt": prompt}) for i, prompt in enumerate(prompts)]
 
 
 def _line(index: int, url: str, body: Line) -> Line:
@@ -83,7 +118,7 @@ def read_evals(member: str) -> Iterator[Line]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Write a benchmark's batch file.")
-    parser.add_argument("name", choices=["A", "B", "spider_sql"])
+    parser.add_argument("name", choices=NAMES)
     parser.add_argument("-o", "--output", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--model", default="HuggingFaceTB/SmolLM2-135M-Instruct")

@@ -5,7 +5,7 @@ import random
 import numpy as np
 import pytest
 
-from benchmarks.workloads import spider_sql
+from benchmarks.workloads import make
 from engine.build import build_engine
 from engine.config import EngineConfig
 from engine.request import Request, SamplingParams
@@ -20,7 +20,9 @@ KV_BYTES_PER_TOKEN = 46_080
 def prompts(smollm2_dir) -> list[np.ndarray]:
     """72 chat prompts on a few schemas, 4 duplicates, and one that is a prefix of another."""
     tokenizer = Tokenizer(smollm2_dir)
-    lines = sorted(spider_sql(seed=0, model="any"), key=lambda line: line["body"]["messages"][0]["content"])
+    lines = sorted(
+        make("spider_sql", seed=0, model="any"), key=lambda line: line["body"]["messages"][0]["content"]
+    )
     rendered = [tokenizer.render_chat(line["body"]["messages"]) for line in lines[:72]]
     chosen = [*rendered, *rendered[:4], rendered[10][:-20]]
     random.Random(1).shuffle(chosen)
@@ -51,7 +53,7 @@ def test_every_prompt_gets_the_tokens_of_generate(
 def test_sharing_reaches_the_bound_on_a_real_file(smollm2_dir):
     """Computed prompt tokens are the unique tokens of the prefix tree, up to folded short segments."""
     tokenizer = Tokenizer(smollm2_dir)
-    lines = spider_sql(seed=3, model="any")
+    lines = make("spider_sql", seed=3, model="any")
     rendered = [tokenizer.render_chat(line["body"]["messages"]) for line in lines]
     unique = len({prompt[: i + 1].tobytes() for prompt in rendered for i in range(len(prompt))})
     engine = build_engine(EngineConfig(str(smollm2_dir), kv_memory_bytes=40_000 * KV_BYTES_PER_TOKEN))
