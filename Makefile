@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test test-long test-kills check kernel-table gpu-check bench-peers reference clean
+.PHONY: setup demo test test-long check kernel-table gpu-check bench-peers reference clean
 
 # The stamp makes a second call quick; it is older than pyproject.toml when dependencies changed.
 setup: .venv/installed
@@ -23,10 +23,6 @@ test: setup
 # Slow proofs: exactness on a real file, hits at random moments, builds for every card.
 test-long: setup
 	$(BIN)/python -m pytest -m long --timeout 1500
-
-# kill -9 at random moments of a batch on the real model; six minutes and more.
-test-kills: setup
-	$(BIN)/python -m pytest -m kills --timeout 1200
 
 # Registers, shared memory and instructions of the attention kernels, from builds that need no GPU.
 kernel-table: setup

@@ -66,7 +66,7 @@ def _engine_runs(notes: Path) -> list[int]:
     return [int(line) for line in notes.read_text().split()] if notes.exists() else []
 
 
-@pytest.mark.kills
+@pytest.mark.long
 @pytest.mark.parametrize("target", ["worker", "serve"])
 def test_a_batch_survives_kills(tmp_path, smollm2_dir, target):
     hook = tmp_path / "hook"
