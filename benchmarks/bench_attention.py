@@ -2,8 +2,9 @@
 
     python -m benchmarks.bench_attention
 
-Llama-3.1-8B's shapes (32 query and 8 KV heads of 128, bf16), per layer and step. No GPU is asked; the last
-line is one JSON object.
+Llama-3.1-8B's shapes (32 query and 8 KV heads of 128, bf16), per layer and step. No GPU is asked: launches
+are counted where Triton would start them, and planning ends with all columns in one buffer, which on a GPU
+one copy then sends. The last line is one JSON object.
 """
 
 import argparse
@@ -11,19 +12,22 @@ import json
 import random
 import statistics
 import time
+from collections.abc import Sequence
+from typing import Any
+from unittest.mock import patch
 
 import torch
 
 from benchmarks.steps import Step, decode_segments, forest, lay_out
 from engine.attention.kv_pool import KVPool, KVShape
-from engine.attention.tiles import TileLimits, plan_tiles
+from engine.attention.tiles import StepTiles, TileLimits
 from engine.attention.triton_backend import TritonBackend
-from engine.attention.work_list import build_work_list
-from kernels.prefix_attention import tile_shape
+from kernels.prefix_attention import prefix_attention_kernel, tile_shape
 
 NUM_HEADS, NUM_KV_HEADS, HEAD_DIM, ITEMSIZE = 32, 8, 128, 2
 PAGE_SIZE = 16
 H100_MULTIPROCESSORS = 132
+WINDOW = 1024  # of a sliding layer, as in Gemma 3
 KV_BYTES_PER_TOKEN = 2 * NUM_KV_HEADS * HEAD_DIM * ITEMSIZE
 
 
@@ -32,7 +36,7 @@ def traffic(step: Step) -> dict[str, float]:
     read, and what cannot be avoided (each token's KV once); partial states written and read again."""
     wide, block_kv = tile_shape(HEAD_DIM, ITEMSIZE)
     limits = TileLimits(NUM_HEADS // NUM_KV_HEADS, NUM_KV_HEADS, wide, block_kv, H100_MULTIPROCESSORS)
-    plan = plan_tiles(step.batch, build_work_list(step.batch), limits)
+    plan = StepTiles(step.batch).plan(limits)
     tokens_read = int((plan.items[:, 4] - plan.items[:, 3]).sum())
     per_sequence = sum(int(position) + 1 for position in step.batch.positions)
     least = int(step.batch.kv_len.sum())
@@ -44,18 +48,39 @@ def traffic(step: Step) -> dict[str, float]:
         "per_sequence_over_least": per_sequence / least,
         "state_bytes": 2 * plan.num_partial_rows * NUM_HEADS * (HEAD_DIM + 1) * 4,
         "tiles": len(plan.items),
-        "launches": 2 + (len(plan.merge_rows) > 0),
     }
 
 
-def planning_seconds(step: Step, repeats: int) -> float:
-    """Median of `TritonBackend.plan`, the copy to the device included."""
-    pool = KVPool([KVShape(NUM_KV_HEADS, HEAD_DIM, HEAD_DIM)], 0, torch.bfloat16, torch.device("cpu"))
-    backend = TritonBackend(pool, PAGE_SIZE, [None], [NUM_HEADS], H100_MULTIPROCESSORS)
+def backend(windows: Sequence[int | None]) -> TritonBackend:
+    """For a layer per window, with no room for keys and values."""
+    shapes = [KVShape(NUM_KV_HEADS, HEAD_DIM, HEAD_DIM)] * len(windows)
+    pool = KVPool(shapes, 0, torch.bfloat16, torch.device("cpu"))
+    return TritonBackend(pool, PAGE_SIZE, windows, [NUM_HEADS] * len(windows), H100_MULTIPROCESSORS)
+
+
+def launches(step: Step) -> list[str]:
+    """The kernels that a layer's `attend` launches, noted in place of running them."""
+    planned = backend([None]).plan(step.batch)
+    rows = step.batch.num_tokens
+    query = torch.zeros(rows, NUM_HEADS, HEAD_DIM, dtype=torch.bfloat16)
+    key, value = torch.zeros(2, rows, NUM_KV_HEADS, HEAD_DIM, dtype=torch.bfloat16)
+    made: list[str] = []
+
+    def note(kernel: Any, *_: object, **__: object) -> None:
+        made.append(kernel.__name__)
+
+    with patch.object(type(prefix_attention_kernel), "run", note):
+        planned.attend(0, query, key, value, HEAD_DIM**-0.5)
+    return made
+
+
+def planning_seconds(step: Step, windows: Sequence[int | None], repeats: int) -> float:
+    """Median of `TritonBackend.plan` for layers with these windows."""
+    planner = backend(windows)
     times = []
     for _ in range(repeats):
         started = time.perf_counter()
-        backend.plan(step.batch)
+        planner.plan(step.batch)
         times.append(time.perf_counter() - started)
     return statistics.median(times)
 
@@ -77,7 +102,9 @@ def main() -> None:
     result = traffic(step) | {
         "sequences": step.batch.num_tokens,
         "segments": len(step.nodes),
-        "plan_ms": 1000 * planning_seconds(step, arguments.repeats),
+        "launches": len(launches(step)),
+        "plan_ms": 1000 * planning_seconds(step, [None], arguments.repeats),
+        "plan_full_and_sliding_ms": 1000 * planning_seconds(step, [None, WINDOW], arguments.repeats),
     }
     for name, value in result.items():
         print(f"{name:32} {value:,.3f}" if isinstance(value, float) else f"{name:32} {value:,}")

@@ -8,14 +8,14 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 
 from benchmarks.steps import Step, decode_segments, forest, lay_out
-from engine.attention.tiles import TileLimits, TilePlan, plan_tiles
-from engine.attention.work_list import build_work_list
+from engine.attention.tiles import StepTiles, TileLimits, TilePlan
 from kernels.kv_write import kv_write
 from kernels.merge_states import merge_states
-from kernels.prefix_attention import prefix_attention, tile_shape
+from kernels.prefix_attention import NO_PARTIAL, prefix_attention, tile_shape
 from kernels.reference import (
     reference_attention,
     reference_kv_write,
@@ -48,6 +48,7 @@ class Case:
     window: int | None = None
     soft_cap: float | None = None
     sinks: bool = False
+    with_empty_items: bool = False
 
 
 CASES = {
@@ -66,6 +67,7 @@ CASES = {
     "window of one": Case(TAILS, window=1),
     "soft cap": Case(TAILS, soft_cap=2.0),
     "sinks, also on rows with one part": Case([*TAILS, *LENGTH_ONE], sinks=True),
+    "items without tokens, items without rows": Case(LONG, num_programs=4096, with_empty_items=True),
     "all at once": Case(LONG, (1, 3), (80, 80), torch.float16, 1, 4096, 25, 2.0, True),
 }
 # Where a program's worth of time is milliseconds: every type, and groups as they are in real steps.
@@ -86,6 +88,30 @@ def check_case(case: Case, device: torch.device) -> float:
 def relative_rms(actual: torch.Tensor, expected: torch.Tensor) -> float:
     actual, expected = actual.double(), expected.double()
     return float((actual - expected).norm() / expected.norm().clamp(min=1e-30))
+
+
+def _with_empty_items(plan: TilePlan) -> TilePlan:
+    """Two items more, as no plan has them: the first item with partial rows again, but with no tokens, which
+    adds nothing to the merge of its rows; and with no rows, which writes nothing."""
+    first = plan.items[np.argmax(plan.items[:, 7] != NO_PARTIAL)]
+    row_start, num_rows, _, kv_start = first[:4]
+    without_tokens, without_rows = first.copy(), first.copy()
+    without_tokens[4:6] = kv_start
+    without_tokens[7] = plan.num_partial_rows
+    without_rows[1] = 0
+    merged = np.searchsorted(plan.merge_rows, np.arange(row_start, row_start + num_rows))
+    parts = np.insert(
+        plan.merge_parts, plan.merge_starts[merged + 1], plan.num_partial_rows + np.arange(num_rows)
+    )
+    counts = np.diff(plan.merge_starts)
+    counts[merged] += 1
+    return TilePlan(
+        items=np.concatenate([without_tokens[None], without_rows[None], plan.items]),
+        num_partial_rows=plan.num_partial_rows + int(num_rows),
+        merge_rows=plan.merge_rows,
+        merge_starts=np.concatenate([[0], np.cumsum(counts)]).astype(np.int32),
+        merge_parts=parts,
+    )
 
 
 class _Check:
@@ -152,8 +178,8 @@ class _Check:
         wide, block_kv = tile_shape(case.dims[0], case.dtype.itemsize)
         num_kv_heads, num_heads = case.heads
         limits = TileLimits(num_heads // num_kv_heads, num_kv_heads, wide, block_kv, case.num_programs)
-        work = build_work_list(self._step.batch, case.window)
-        return plan_tiles(self._step.batch, work, limits, window=case.window, sinks=case.sinks)
+        plan = StepTiles(self._step.batch).plan(limits, window=case.window, sinks=case.sinks)
+        return _with_empty_items(plan) if case.with_empty_items else plan
 
     def _check_kv_write(self) -> None:
         slots = self._guarded(torch.from_numpy(self._step.batch.slots))

@@ -8,6 +8,7 @@ TRITON_INTERPRET.
 """
 
 import argparse
+import itertools
 import json
 import re
 import subprocess
@@ -61,15 +62,26 @@ CARDS = {
 
 @dataclass(frozen=True)
 class Build:
-    """One kernel for one card. spill_bytes: local memory a thread uses; shared_bytes: of a program;
-    products: matrix instructions by kind; wide_loads, narrow_loads: global loads of 16 bytes and of 2."""
+    """One kernel for one card.
+
+    bounded: with a sliding window and a soft cap (attention only).
+    registers: of a thread, on AMD its vector registers.
+    spill_bytes: local memory a thread uses.
+    spilled_vectors, spilled_scalars: registers that AMD's compiler ran out of; it keeps the scalars in lanes
+        of a vector register, not in memory. None: NVIDIA's compiler has bytes only.
+    shared_bytes: of a program. products: matrix instructions by kind.
+    wide_loads, narrow_loads: global loads of 16 bytes and of 2.
+    """
 
     kernel: str
     card: str
     dtype: str
     head_dim: int
+    bounded: bool
     registers: int
     spill_bytes: int
+    spilled_vectors: int | None
+    spilled_scalars: int | None
     shared_bytes: int
     shared_limit: int
     programs: int
@@ -78,11 +90,9 @@ class Build:
     narrow_loads: int
 
 
-def attention_source(dtype: str, head_dim: int) -> ASTSource:
+def attention_source(dtype: str, head_dim: int, bounded: bool) -> ASTSource:
     wide, block_kv = tile_shape(head_dim, itemsize=2)
     constants = {
-        "soft_cap": None,
-        "window": None,
         "GROUP": GROUP,
         "KV_HEADS": KV_HEADS,
         "KEY_DIM": head_dim,
@@ -94,10 +104,14 @@ def attention_source(dtype: str, head_dim: int) -> ASTSource:
         "BLOCK_KV": block_kv,
     }
     types = [f"*{dtype}"] * 3 + ["*i32"] * 3 + [f"*{dtype}", "*fp32", "*fp32", "i32", "i32", "fp32"]
+    if bounded:
+        types += ["fp32", "i32"]
+    else:
+        constants |= {"soft_cap": None, "window": None}
     return _source(prefix_attention_kernel, types, constants)
 
 
-def merge_source(dtype: str, head_dim: int) -> ASTSource:
+def merge_source(dtype: str, head_dim: int, bounded: bool) -> ASTSource:
     constants = {
         "sinks_ptr": None,
         "HEADS": KV_HEADS * GROUP,
@@ -108,7 +122,7 @@ def merge_source(dtype: str, head_dim: int) -> ASTSource:
     return _source(merge_states_kernel, ["*fp32", "*fp32", "*i32", "*i32", "*i32", f"*{dtype}"], constants)
 
 
-def write_source(dtype: str, head_dim: int) -> ASTSource:
+def write_source(dtype: str, head_dim: int, bounded: bool) -> ASTSource:
     constants = {"KV_HEADS": KV_HEADS, "KEY_DIM": head_dim, "VALUE_DIM": head_dim, "BLOCK_ROWS": 32}
     types = [f"*{dtype}"] * 2 + ["*i32"] + [f"*{dtype}"] * 2 + ["i32"] * 5
     return _source(kv_write_kernel, types, constants)
@@ -135,12 +149,13 @@ def _source(kernel: Any, types: list[str], constants: dict[str, Any]) -> ASTSour
     )
 
 
-def build(kernel: str, card_key: str, dtype: str, head_dim: int) -> Build:
+def build(kernel: str, card_key: str, dtype: str, head_dim: int, bounded: bool) -> Build:
     card = CARDS[card_key]
     source, options = KERNELS[kernel]
-    compiled = triton.compile(source(dtype, head_dim), target=card.target, options=options)
+    compiled = triton.compile(source(dtype, head_dim, bounded), target=card.target, options=options)
     read = _read_nvidia if card.target.backend == "cuda" else _read_amd
-    registers, spill_bytes, products, wide_loads, narrow_loads = read(compiled)
+    code = read(compiled)
+    registers = code["registers"]
     shared_bytes = compiled.metadata.shared
     threads = options["num_warps"] * card.target.warp_size
     return Build(
@@ -148,8 +163,7 @@ def build(kernel: str, card_key: str, dtype: str, head_dim: int) -> Build:
         card=card_key,
         dtype=dtype,
         head_dim=head_dim,
-        registers=registers,
-        spill_bytes=spill_bytes,
+        bounded=bounded,
         shared_bytes=shared_bytes,
         shared_limit=card.shared_limit,
         programs=min(
@@ -157,9 +171,7 @@ def build(kernel: str, card_key: str, dtype: str, head_dim: int) -> Build:
             card.shared_total // (shared_bytes + 1024) if shared_bytes else 32,
             2048 // threads,
         ),
-        products=products,
-        wide_loads=wide_loads,
-        narrow_loads=narrow_loads,
+        **code,
     )
 
 
@@ -167,7 +179,8 @@ def _count(text: str, pattern: str) -> int:
     return len(re.findall(pattern, text))
 
 
-def _read_nvidia(compiled: Any) -> tuple[int, int, dict[str, int], int, int]:
+def _read_nvidia(compiled: Any) -> dict[str, Any]:
+    """What the code says of itself, by the names of Build's fields."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
         file.flush()
@@ -180,10 +193,18 @@ def _read_nvidia(compiled: Any) -> tuple[int, int, dict[str, int], int, int]:
     wide = _count(ptx, r"cp\.async\.cg\.shared\.global \[[^]]*\], \[[^]]*\], 0x10") + _count(
         ptx, r"ld\.global[.\w:]*\.v4\.b32"
     )
-    return int(found[1]), int(found[2]), _present(products), wide, _count(ptx, r"ld\.global[.\w:]*\.b16")
+    return {
+        "registers": int(found[1]),
+        "spill_bytes": int(found[2]),
+        "spilled_vectors": None,
+        "spilled_scalars": None,
+        "products": _present(products),
+        "wide_loads": wide,
+        "narrow_loads": _count(ptx, r"ld\.global[.\w:]*\.b16"),
+    }
 
 
-def _read_amd(compiled: Any) -> tuple[int, int, dict[str, int], int, int]:
+def _read_amd(compiled: Any) -> dict[str, Any]:
     code = compiled.asm["amdgcn"]
 
     def field(name: str) -> int:
@@ -191,36 +212,42 @@ def _read_amd(compiled: Any) -> tuple[int, int, dict[str, int], int, int]:
         assert found, name
         return int(found[1])
 
-    products = _present({"v_mfma": _count(code, "v_mfma")})
-    wide, narrow = _count(code, "global_load_dwordx4"), _count(code, r"global_load_(?:ushort|short_d16)")
-    return field("vgpr_count"), field("private_segment_fixed_size"), products, wide, narrow
+    return {
+        "registers": field("vgpr_count"),
+        "spill_bytes": field("private_segment_fixed_size"),
+        "spilled_vectors": field("vgpr_spill_count"),
+        "spilled_scalars": field("sgpr_spill_count"),
+        "products": _present({"v_mfma": _count(code, "v_mfma")}),
+        "wide_loads": _count(code, "global_load_dwordx4"),
+        "narrow_loads": _count(code, r"global_load_(?:ushort|short_d16)"),
+    }
 
 
 def _present(counts: dict[str, int]) -> dict[str, int]:
     return {name.replace("\\", ""): count for name, count in counts.items() if count}
 
 
-def builds(kernels: list[str], cards: list[str], dtypes: list[str], head_dims: list[int]) -> Iterator[Build]:
-    for kernel in kernels:
-        for card in cards:
-            for dtype in dtypes:
-                for head_dim in head_dims:
-                    yield build(kernel, card, dtype, head_dim)
+def builds(
+    kernels: list[str], cards: list[str], dtypes: list[str], head_dims: list[int], bounded: bool
+) -> Iterator[Build]:
+    for kernel, card, dtype, head_dim in itertools.product(kernels, cards, dtypes, head_dims):
+        yield build(kernel, card, dtype, head_dim, bounded)
 
 
 def table(rows: list[Build]) -> str:
     lines = [
         f"Built with Triton {triton.__version__}.",
         "",
-        "| kernel | card | dtype | head dim | registers | spilled bytes | shared bytes (limit) "
-        "| programs | matrix products | 16-byte loads |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "| kernel | card | dtype | head dim | registers | spilled bytes | spilled vectors, scalars "
+        "| shared bytes (limit) | programs | matrix products | 16-byte loads |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
         products = ", ".join(f"{name} {count}" for name, count in row.products.items()) or "none"
+        spilled = "-" if row.spilled_vectors is None else f"{row.spilled_vectors}, {row.spilled_scalars}"
         lines.append(
             f"| {row.kernel} | {row.card} ({CARDS[row.card].name}) | {row.dtype} | {row.head_dim} "
-            f"| {row.registers} | {row.spill_bytes} | {row.shared_bytes} ({row.shared_limit}) "
+            f"| {row.registers} | {row.spill_bytes} | {spilled} | {row.shared_bytes} ({row.shared_limit}) "
             f"| {row.programs} | {products} | {row.wide_loads} |"
         )
     return "\n".join(lines)
@@ -244,11 +271,15 @@ def main() -> None:
     parser.add_argument("--cards", nargs="+", choices=CARDS, default=list(CARDS))
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=list(DTYPES))
     parser.add_argument("--head-dims", nargs="+", type=int, default=list(HEAD_DIMS))
+    parser.add_argument(
+        "--bounded", action="store_true", help="attention with a sliding window and a soft cap"
+    )
     parser.add_argument("--write", type=Path, metavar="FILE")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     rows = []
-    for row in builds(arguments.kernels, arguments.cards, arguments.dtypes, arguments.head_dims):
+    of_each = (arguments.kernels, arguments.cards, arguments.dtypes, arguments.head_dims)
+    for row in builds(*of_each, arguments.bounded):
         print(json.dumps(asdict(row)), flush=True)
         rows.append(row)
     if arguments.write:

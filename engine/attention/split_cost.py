@@ -9,6 +9,8 @@ launch ends with at most one piece running alone:
     time(L) = (K + b K / L) / S + L        least at        L = sqrt(b K / S)
 """
 
+import math
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -33,10 +35,12 @@ def piece_tokens(
     group: int,
     num_kv_heads: int,
     num_programs: int,
-) -> float:
-    """The length of a piece for items of [N] KV tokens and [N] query rows, each run once per KV head,
-    on a card that runs `num_programs` at a time."""
+    block_kv: int,
+) -> int:
+    """The length of a piece, a multiple of `block_kv`, for [N] items of KV tokens and query rows, each run
+    once per KV head, on a card that runs `num_programs` at a time."""
     overhead = PROGRAM_TOKENS + STATE_TOKENS_PER_ROW * group * num_rows
     best = np.sqrt(num_kv_heads * float(overhead @ kv_tokens) / num_programs)
-    # n tokens in pieces of L add at most n / L states for each row of the item.
-    return max(float(best), float(num_rows @ kv_tokens) / MAX_SPLIT_ROWS)
+    # n tokens in pieces of L or more add at most n / L states for each row of the item.
+    least = float(num_rows @ kv_tokens) / MAX_SPLIT_ROWS
+    return block_kv * max(1, round(float(best) / block_kv), math.ceil(least / block_kv))

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.attention.split_cost import item_tokens, piece_tokens
-from engine.attention.work_list import WorkList
+from engine.attention.work_list import WorkList, build_work_list
 from engine.scheduling.batch import StepBatch
 from kernels.prefix_attention import ITEM_FIELDS, NO_PARTIAL
 
@@ -69,24 +69,40 @@ class _Tiles:
         return _Tiles(*(column[chosen] for column in columns))
 
 
-def plan_tiles(
-    batch: StepBatch, work: WorkList, limits: TileLimits, *, window: int | None = None, sinks: bool = False
-) -> TilePlan:
-    """The tiles of a step's work list. window: that of the work list. sinks: the merge adds attention
-    sinks, so every row goes through it."""
-    tiles = _row_tiles(work, max(1, limits.wide // limits.group))
-    if window is not None:
-        tiles = _within_window(tiles, batch, window)
-    tiles = _split(tiles, limits)
-    cost = item_tokens(tiles.kv_end - tiles.kv_start, tiles.num_rows * limits.group)
-    tiles = tiles.take(np.argsort(-cost, kind="stable"))
-    return _with_partials(tiles, batch, sinks)
+class StepTiles:
+    """Cuts one step's work list into tiles for each kind of layer; what kinds share is worked out once."""
+
+    def __init__(self, batch: StepBatch) -> None:
+        self._batch = batch
+        self._work = build_work_list(batch)
+        self._row_tiles: dict[int, _Tiles] = {}  # by query rows of the largest tile
+
+    def plan(self, limits: TileLimits, *, window: int | None = None, sinks: bool = False) -> TilePlan:
+        """window: a query sees only keys with 0 <= q - k < window (positions). sinks: the merge adds
+        attention sinks, so every row goes through it."""
+        tile_rows = max(1, limits.wide // limits.group)
+        if tile_rows not in self._row_tiles:
+            self._row_tiles[tile_rows] = _row_tiles(self._work, tile_rows)
+        tiles = self._row_tiles[tile_rows]
+        if window is not None:
+            tiles = _within_window(tiles, self._batch, window)
+        tiles = _split(tiles, limits)
+        cost = item_tokens(tiles.kv_end - tiles.kv_start, tiles.num_rows * limits.group)
+        tiles = tiles.take(np.argsort(-cost, kind="stable"))
+        return _with_partials(tiles, self._batch, sinks)
 
 
 def _repeat(counts: Ints) -> tuple[Ints, Ints]:
     """[N] counts to (owner, index within the owner) of each of their sum."""
     owner = np.repeat(np.arange(len(counts)), counts)
-    return owner, np.arange(len(owner)) - (np.cumsum(counts) - counts)[owner]
+    return owner, np.arange(len(owner)) - _starts(counts)[owner]
+
+
+def _starts(counts: NDArray[np.integer] | NDArray[np.bool_]) -> Ints:
+    """[N] counts to [N + 1]: where each begins, and where the last ends."""
+    starts = np.zeros(len(counts) + 1, np.int64)
+    np.cumsum(counts, out=starts[1:])
+    return starts
 
 
 def _row_tiles(work: WorkList, tile_rows: int) -> _Tiles:
@@ -121,9 +137,10 @@ def _split(tiles: _Tiles, limits: TileLimits) -> _Tiles:
         group=limits.group,
         num_kv_heads=limits.num_kv_heads,
         num_programs=limits.num_programs,
+        block_kv=limits.block_kv,
     )
     blocks = -(-(tiles.kv_end - tiles.kv_start) // limits.block_kv)
-    pieces = -(-blocks // max(1, round(piece / limits.block_kv)))
+    pieces = -(-blocks // (piece // limits.block_kv))
     owner, index = _repeat(pieces)
     cut = tiles.take(owner)
     first = cut.kv_start + blocks[owner] * index // pieces[owner] * limits.block_kv
@@ -138,12 +155,12 @@ def _with_partials(tiles: _Tiles, batch: StepBatch, sinks: bool) -> TilePlan:
     num_rows = batch.num_tokens
     starting, ending = (np.bincount(edge, minlength=num_rows + 1) for edge in (tiles.row_start, row_end))
     tiles_of_row = np.cumsum(starting - ending)[:num_rows]
-    merged_before = np.concatenate([[0], np.cumsum((tiles_of_row > 1) | sinks)])
+    merged_before = _starts((tiles_of_row > 1) | sinks)
     partial = np.flatnonzero(merged_before[row_end] > merged_before[tiles.row_start])
 
     counts = tiles.num_rows[partial]
     partial_start = np.full(len(row_end), NO_PARTIAL)
-    partial_start[partial] = np.cumsum(counts) - counts
+    partial_start[partial] = _starts(counts)[:-1]
     owner, index = _repeat(counts)
     row_of_part = tiles.row_start[partial][owner] + index
     parts_of_row = np.bincount(row_of_part, minlength=num_rows)
@@ -164,6 +181,6 @@ def _with_partials(tiles: _Tiles, batch: StepBatch, sinks: bool) -> TilePlan:
         items=items,
         num_partial_rows=len(row_of_part),
         merge_rows=merge_rows.astype(np.int32),
-        merge_starts=np.concatenate([[0], np.cumsum(parts_of_row[merge_rows])]).astype(np.int32),
+        merge_starts=_starts(parts_of_row[merge_rows]).astype(np.int32),
         merge_parts=np.argsort(row_of_part, kind="stable").astype(np.int32),
     )

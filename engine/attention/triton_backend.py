@@ -7,8 +7,7 @@ from itertools import islice
 import torch
 
 from engine.attention.kv_pool import KVPool
-from engine.attention.tiles import TileLimits, plan_tiles
-from engine.attention.work_list import build_work_list
+from engine.attention.tiles import StepTiles, TileLimits
 from engine.scheduling.batch import StepBatch
 from engine.staging import to_device
 from kernels.kv_write import kv_write
@@ -61,14 +60,9 @@ class TritonBackend:
         self._kinds = [self._kind(*layer) for layer in layers]
 
     def plan(self, batch: StepBatch) -> "TritonStep":
+        tiles_of_step = StepTiles(batch)
         plans = {
-            kind: plan_tiles(
-                batch,
-                build_work_list(batch, kind.window),
-                kind.limits,
-                window=kind.window,
-                sinks=kind.has_sinks,
-            )
+            kind: tiles_of_step.plan(kind.limits, window=kind.window, sinks=kind.has_sinks)
             for kind in set(self._kinds)
         }
         columns = [batch.positions, batch.slots, batch.page_ids]

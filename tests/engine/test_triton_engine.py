@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from engine.attention.torch_backend import TorchBackend
 from engine.attention.triton_backend import TritonBackend
-from engine.build import assemble_engine, cpu_attention, make_runner
+from engine.build import assemble_engine, make_runner
 from engine.config import EngineConfig
 from engine.execution.model import load_model
 from engine.execution.peak_memory import fullest_step
@@ -22,6 +23,10 @@ def _triton_attention(pool, page_size, loaded):
     return TritonBackend(
         pool, page_size, loaded.windows, loaded.num_query_heads, num_programs=500, has_sinks=loaded.has_sinks
     )
+
+
+def _torch_attention(pool, page_size, loaded):
+    return TorchBackend(pool, page_size, loaded.windows)
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +79,7 @@ def _run(model, make_attention, num_pages):
 def test_tokens_are_those_of_the_torch_backend(model, monkeypatch):
     # Outputs believed to be short: too many sequences are admitted, and some are preempted.
     monkeypatch.setattr("engine.planning.lengths.PRIOR_TOKENS", 1)
-    expected, _ = _run(model, cpu_attention, num_pages=22)
+    expected, _ = _run(model, _torch_attention, num_pages=22)
     outputs, stats = _run(model, _triton_attention, num_pages=22)
     assert outputs == expected
     assert stats.preemptions > 0

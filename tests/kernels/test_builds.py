@@ -1,7 +1,9 @@
 """Ahead-of-time builds: what the compiler makes of the kernels for cards that are not here."""
 
+import itertools
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -25,7 +27,9 @@ def _build(*arguments: str) -> list[Build]:
 
 
 def _assert_sound(build: Build) -> None:
+    """Of registers, scalars may spill (AMD's attention does): into lanes of a vector register, not memory."""
     assert build.spill_bytes == 0, build
+    assert not build.spilled_vectors, build
     assert build.shared_bytes <= build.shared_limit, build
     assert build.programs >= 1, build
     assert build.wide_loads > 0, build
@@ -35,33 +39,61 @@ def _assert_sound(build: Build) -> None:
 
 
 def _assert_documented(builds: list[Build]) -> None:
-    """Another version of the compiler may need other registers; it must be sound all the same."""
+    """Skips where another version of the compiler is installed: it may need other registers."""
     text = DOCUMENT.read_text()
-    if f"Built with Triton {triton.__version__}." in text:
-        for line in kernel_report.table(builds).splitlines():
-            assert line in text.splitlines(), f"run make kernel-table: docs/kernels.md lacks {line}"
+    documented = re.search(r"^Built with Triton (\S+)\.$", text, re.MULTILINE)
+    assert documented, "docs/kernels.md does not say what its table was built with"
+    if documented[1] != triton.__version__:
+        pytest.skip(f"the table is of Triton {documented[1]}, {triton.__version__} is installed")
+    for line in kernel_report.table(builds).splitlines():
+        assert line in text.splitlines(), f"run make kernel-table: docs/kernels.md lacks {line}"
 
 
-@pytest.mark.parametrize("card", WIDE_PRODUCT)
-def test_builds_are_sound_and_as_documented(card):
-    builds = _build("--cards", card, "--dtypes", "bf16", "--head-dims", "64")
-    assert len(builds) == len(kernel_report.KERNELS)
-    for build in builds:
+@pytest.fixture(scope="module", params=WIDE_PRODUCT)
+def small_builds(request):
+    """One of each kernel for a card."""
+    builds = _build("--cards", request.param, "--dtypes", "bf16", "--head-dims", "64")
+    assert [build.kernel for build in builds] == list(kernel_report.KERNELS)
+    return builds
+
+
+def test_builds_are_sound(small_builds):
+    for build in small_builds:
         _assert_sound(build)
-    _assert_documented(builds)
 
 
-@pytest.mark.long
-def test_all_builds_are_sound_and_as_documented():
+def test_builds_are_as_documented(small_builds):
+    _assert_documented(small_builds)
+
+
+@pytest.fixture(scope="module")
+def all_builds():
     builds = _build()
     assert len(builds) == len(kernel_report.KERNELS) * len(WIDE_PRODUCT) * 2 * 2
-    for build in builds:
-        _assert_sound(build)
-    _assert_documented(builds)
+    return builds
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("head_dim", [80, 96, 256])
-def test_other_head_sizes_are_sound(head_dim):
-    for build in _build("--kernels", "prefix_attention", "--dtypes", "bf16", "--head-dims", str(head_dim)):
+def test_all_builds_are_sound(all_builds):
+    for build in all_builds:
+        _assert_sound(build)
+
+
+@pytest.mark.long
+def test_all_builds_are_as_documented(all_builds):
+    _assert_documented(all_builds)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    "arguments",
+    [["--head-dims", "80", "96", "256"], ["--bounded", "--head-dims", "64", "80", "96", "128", "256"]],
+    ids=["other head sizes", "sliding window and soft cap"],
+)
+def test_attention_beyond_the_table_is_sound(arguments):
+    builds = _build("--kernels", "prefix_attention", *arguments)
+    assert {(build.card, build.dtype) for build in builds} == set(
+        itertools.product(WIDE_PRODUCT, kernel_report.DTYPES)
+    )
+    for build in builds:
         _assert_sound(build)

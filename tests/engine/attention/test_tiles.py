@@ -1,14 +1,16 @@
 """The tiles of a launch: every row meets every token it may see exactly once, whatever is cut where."""
 
 import itertools
+import random
+from dataclasses import replace
 
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks.steps import forest, lay_out
 from engine.attention import split_cost
-from engine.attention.tiles import TileLimits, plan_tiles
-from engine.attention.work_list import build_work_list
+from engine.attention.tiles import StepTiles, TileLimits
 from kernels.prefix_attention import NO_PARTIAL
 from tests.engine.attention.forests import random_step
 
@@ -25,8 +27,7 @@ seeds, windows = st.integers(0, 2**32), st.sampled_from([None, 1, 7, 30])
 
 def _step_and_plan(seed, limits, window, sinks=False):
     step = random_step(seed, page_size=4, scattered=True)
-    work = build_work_list(step.batch, window)
-    return step, plan_tiles(step.batch, work, limits, window=window, sinks=sinks)
+    return step, StepTiles(step.batch).plan(limits, window=window, sinks=sinks)
 
 
 @given(seed=seeds, limits=limits, window=windows)
@@ -86,10 +87,29 @@ def test_the_costliest_tiles_come_first(seed, limits):
     assert (np.diff(split_cost.item_tokens(kv_tokens, rows * limits.group)) <= 0).all()
 
 
+@given(
+    ranges=st.lists(st.tuples(st.integers(0, 30_000), st.integers(1, 300)), min_size=1, max_size=4),
+    limits=limits,
+    window=st.sampled_from([None, 5_000]),
+)
+@settings(max_examples=50, deadline=None)
+def test_splitting_adds_no_more_partial_rows_than_it_may(ranges, limits, window):
+    """Whole KV blocks are cut, so a length rounded down would add more than the formula says."""
+    batch = lay_out(
+        forest([(0, *of_segment) for of_segment in ranges]), 16, random.Random(0), scattered=False
+    ).batch
+    plan = StepTiles(batch).plan(limits, window=window)
+    whole = StepTiles(batch).plan(replace(limits, block_kv=1 << 20), window=window)  # a block holds any range
+    added = plan.items[:, 1].sum() - whole.items[:, 1].sum()
+    assert 0 <= added <= split_cost.MAX_SPLIT_ROWS
+
+
 def test_pieces_are_longer_where_there_is_enough_work_and_bounded_in_their_partial_rows():
     def piece(num_items, kv_tokens, num_rows, num_programs=132):
         columns = (np.full(num_items, kv_tokens), np.full(num_items, num_rows))
-        return split_cost.piece_tokens(*columns, group=4, num_kv_heads=8, num_programs=num_programs)
+        return split_cost.piece_tokens(
+            *columns, group=4, num_kv_heads=8, num_programs=num_programs, block_kv=64
+        )
 
     alone, crowd = piece(1, 8000, 1), piece(1000, 8000, 1)
     assert alone < 8000 / 16  # one sequence: 8 heads alone would leave 124 of 132 multiprocessors idle

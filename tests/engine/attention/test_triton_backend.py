@@ -7,6 +7,7 @@ from benchmarks.steps import Step
 from engine.attention.kv_pool import KVPool, KVShape
 from engine.attention.torch_backend import TorchBackend
 from engine.attention.triton_backend import TritonBackend
+from kernels.prefix_attention import prefix_attention_kernel
 from kernels.reference import reference_attention
 from tests.engine.attention.forests import random_step
 
@@ -27,8 +28,22 @@ def _pool(step: Step, seed: int) -> KVPool:
     return pool
 
 
+@pytest.fixture
+def launches(monkeypatch):
+    """Names of the kernels that were started, in order."""
+    made = []
+    start = type(prefix_attention_kernel).run
+
+    def noted(kernel, *arguments, **options):
+        made.append(kernel.__name__)
+        return start(kernel, *arguments, **options)
+
+    monkeypatch.setattr(type(prefix_attention_kernel), "run", noted)
+    return made
+
+
 @pytest.mark.parametrize("seed", [1, 4])
-def test_every_layer_equals_dense_attention_and_the_torch_backend(seed):
+def test_every_layer_equals_dense_attention_and_the_torch_backend_in_three_launches(seed, launches):
     num_heads = [heads for _, heads in HEADS]
     for layer, window in enumerate(WINDOWS):
         step = random_step(seed, page_size=PAGE_SIZE, scattered=True, max_length=20)
@@ -41,7 +56,9 @@ def test_every_layer_equals_dense_attention_and_the_torch_backend(seed):
         ).plan(step.batch)
         soft_cap, sinks = SOFT_CAPS[layer], torch.randn(HEADS[layer][1]) if HAS_SINKS[layer] else None
         arguments = (layer, query, key, value, 0.3, soft_cap, sinks)
+        launches.clear()
         output = planned.attend(*arguments)
+        assert launches == ["kv_write_kernel", "prefix_attention_kernel", "merge_states_kernel"]
 
         keys, values = pool.keys[layer], pool.values[layer]
         dense = reference_attention(query, keys, values, step.visible_slots(window), 0.3, soft_cap, sinks)
