@@ -10,6 +10,8 @@ from typing import Any, BinaryIO, NamedTuple
 
 import orjson
 
+from app.token_estimate import estimated_tokens
+
 _BOM = b"\xef\xbb\xbf"
 _SKIP_BYTES = 64 * 1024
 _MAX_CUSTOM_ID_CHARS = 512
@@ -35,13 +37,17 @@ _ENDPOINT_TITLE = {
 
 
 class InputLine(NamedTuple):
-    """A valid request on the physical line `line`, 1-based: the blob's bytes [offset, offset + length)."""
+    """A valid request on the physical line `line`, 1-based: the blob's bytes [offset, offset + length).
+
+    num_tokens: that it may take at most, by an estimate.
+    """
 
     line: int
     custom_id: str
     offset: int
     length: int
     model: str
+    num_tokens: int = 0
 
 
 class Place(NamedTuple):
@@ -73,12 +79,14 @@ class InputLimits:
 
     max_embedding_inputs: texts of all lines together, where the endpoint is /v1/embeddings.
     single_model: all requests must name the same model.
+    default_max_tokens: output of a chat that names no bound, for the estimate of its tokens.
     """
 
     max_line_bytes: int
     max_requests: int
     max_embedding_inputs: int = 50_000
     single_model: bool = False
+    default_max_tokens: int | None = None
 
 
 class _Invalid(Exception):
@@ -115,7 +123,7 @@ def read_lines(
             yield LineError("too_many_tasks", message, None, None)
             return
         try:
-            custom_id, model = checker.check(content)
+            custom_id, model, num_tokens = checker.check(content)
         except _Invalid as error:
             place = Place(offset, length, checker.custom_id)
             yield LineError(error.code, error.message, error.param, line, place)
@@ -127,7 +135,7 @@ def read_lines(
                 )
                 yield LineError("too_many_tasks", message, None, None)
                 return
-            yield InputLine(line, custom_id, offset, length, model)
+            yield InputLine(line, custom_id, offset, length, model, num_tokens)
     if num_requests == 0:
         message = "The input file is empty. Please ensure that the batch contains at least one request."
         yield LineError("empty_file", message, None, None)
@@ -171,8 +179,8 @@ class _Checker:
         self._first_model: str | None = None
         self.num_embedding_inputs = 0
 
-    def check(self, content: bytes | None) -> tuple[str, str]:
-        """(custom_id, model) of a line. Raises _Invalid with the first thing that is wrong."""
+    def check(self, content: bytes | None) -> tuple[str, str, int]:
+        """(custom_id, model, estimated tokens) of a line. Raises _Invalid: the first thing that is wrong."""
         self.custom_id = None
         if content is None:
             raise _Invalid(
@@ -188,7 +196,8 @@ class _Checker:
         custom_id = self._check_custom_id(request.get("custom_id"))
         self._check_target(request.get("method"), request.get("url"))
         model = self._check_body(request.get("body"))
-        return custom_id, model
+        default = self._limits.default_max_tokens
+        return custom_id, model, estimated_tokens(len(content), request["body"], self._endpoint, default)
 
     def _check_custom_id(self, custom_id: Any) -> str:
         if custom_id is None:

@@ -37,6 +37,7 @@ from app.flags import (
 from app.lifecycle import Validation
 from app.serve import Supervisor, free_port, service_commands
 from app.settings import StartupError
+from app.tenants.commands import register as register_tenants
 
 app = typer.Typer(
     name="batchllm",
@@ -44,9 +45,6 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-
-keys = typer.Typer(help="Create, list and revoke the keys of those who may use the service.")
-app.add_typer(keys, name="keys", no_args_is_help=True)
 
 
 @app.command()
@@ -242,46 +240,8 @@ def plan(
         typer.echo(planned.as_json() if as_json else summary(planned))
 
 
-@keys.command("create")
-def create_key(
-    context: typer.Context,
-    name: Annotated[
-        str, typer.Argument(help="Whose it is: keys of one name see the same files and batches.")
-    ],
-    data_dir: DataDir = None,
-    database_url: DatabaseUrl = None,
-) -> None:
-    """Make a key and print it, this once."""
-    with start("keys create", context) as settings:
-        from app.keys_command import create
-
-        create(settings, name)
-
-
-@keys.command("list")
-def list_keys(context: typer.Context, data_dir: DataDir = None, database_url: DatabaseUrl = None) -> None:
-    """Print all keys by their ids."""
-    with start("keys list", context) as settings:
-        from app.keys_command import show
-
-        show(settings)
-
-
-@keys.command("revoke")
-def revoke_key(
-    context: typer.Context,
-    key_id: Annotated[str, typer.Argument(help="As `keys list` shows it.", show_default=False)],
-    data_dir: DataDir = None,
-    database_url: DatabaseUrl = None,
-) -> None:
-    """End the use of a key, from the next request on."""
-    with start("keys revoke", context) as settings:
-        from app.keys_command import revoke
-
-        revoke(settings, key_id)
-
-
 register(app)
+register_tenants(app)
 
 
 def main() -> None:

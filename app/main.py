@@ -15,7 +15,7 @@ from fastapi import FastAPI
 from sqlalchemy import inspect
 from sqlalchemy.exc import SQLAlchemyError
 
-from app.api import batches, files, health, models, results, uploads, webhooks
+from app.api import batches, files, health, models, results, uploads, usage, webhooks
 from app.api.authentication import Authentication
 from app.api.deps import Service
 from app.api.description import ERRORS, DescribedApi
@@ -51,11 +51,12 @@ def create_app(
         redirect_slashes=False,
         generate_unique_id_function=lambda route: route.name,
     )
-    service = app.state.service = Service(settings, database, storage, started_at=int(time.time()))
-    for module in (files, uploads, batches, results, webhooks, models, health):
+    service = app.state.service = Service(settings, database, storage, int(time.time()))
+    for module in (files, uploads, batches, results, webhooks, models, usage, health):
         app.include_router(module.router, responses=ERRORS)
     install_error_handlers(app)
-    app.add_middleware(Authentication, database=database, on_loopback=is_loopback(settings.host))
+    on_loopback = is_loopback(settings.host)
+    app.add_middleware(Authentication, database=database, settings=settings, on_loopback=on_loopback)
     app.add_middleware(Dashboard, service=service)
     app.add_middleware(RequestGuard, pace=body_pace)
     app.add_middleware(RequestEnvelope, http=http or HttpFigures())  # added last: outermost

@@ -86,8 +86,9 @@ class Report:
 
 
 def private_settings(job: Job, settings: Settings) -> Settings:
-    """The settings, with data directory and database of this job alone."""
-    return settings.model_copy(update={"data_dir": job.work_dir, "database_url": None})
+    """The settings, with data directory and database of this job alone, and no tenant's limits."""
+    alone = {"data_dir": job.work_dir, "database_url": None}
+    return settings.model_copy(update=alone | {"max_enqueued_requests": None, "max_enqueued_tokens": None})
 
 
 def run_job(

@@ -5,6 +5,7 @@ from sqlalchemy.orm import Session
 from app.db.batches import create_batch, get_batch
 from app.db.files import create_file, live_file, named_keys
 from app.db.idempotency import RequestKey, create_once
+from app.db.limits import check_stored_bytes
 from app.db.lines import iter_unsuccessful
 from app.db.models import Batch
 from app.db.session import Database
@@ -28,11 +29,14 @@ def create_retry(
     settings: Settings,
     batch: Batch,
     request_key: RequestKey | None = None,
+    *,
+    max_stored_bytes: int | None = None,
 ) -> Batch:
     """A new batch with an input file of its own: the lines of `batch` that failed or never ran, unchanged.
 
     It has the same endpoint, window, priority and way of validation; its metadata says `retry_of`. Under a
-    key that was used for it before, the batch made then. Raises NothingToRetry and KeyReused.
+    key that was used for it before, the batch made then. Raises NothingToRetry, KeyReused and, where its
+    owner would store more than `max_stored_bytes`, QuotaExceeded.
     """
     if batch.status not in _RETRIABLE:
         raise NothingToRetry(f"Cannot retry a batch with status '{batch.status}'.")
@@ -47,7 +51,7 @@ def create_retry(
             session,
             request_key,
             find=lambda retry_id: get_batch(session, retry_id),
-            create=lambda: _create(session, settings, batch, blob),
+            create=lambda: _create(session, settings, batch, blob, max_stored_bytes),
         )
         is_used = bool(named_keys(session, [key]))
     if not is_used:  # an equal request at the same time was first
@@ -55,7 +59,9 @@ def create_retry(
     return retry
 
 
-def _create(session: Session, settings: Settings, batch: Batch, blob: BlobWriter) -> Batch:
+def _create(
+    session: Session, settings: Settings, batch: Batch, blob: BlobWriter, max_stored_bytes: int | None
+) -> Batch:
     file = create_file(
         session,
         purpose="batch",
@@ -64,6 +70,7 @@ def _create(session: Session, settings: Settings, batch: Batch, blob: BlobWriter
         storage_key=blob.key,
         expires_seconds=settings.input_retention_seconds,
     )
+    check_stored_bytes(session, batch.owner, max_stored_bytes)
     return create_batch(
         session,
         input_file_id=file.id,

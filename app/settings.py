@@ -119,6 +119,14 @@ class Settings(BaseSettings):
     """How long an upload in parts may take from its creation."""
     max_requests_per_batch: int = Field(default=50_000, gt=0)
     """Most lines of a batch."""
+    max_requests_per_minute: int | None = Field(default=None, gt=0)
+    """Most requests of a tenant to the API in a minute."""
+    max_stored_bytes: ByteCount | None = None
+    """Most bytes of a tenant's files and unfinished uploads together."""
+    max_enqueued_requests: int | None = Field(default=None, gt=0)
+    """Most lines of a tenant's batches that have not ended."""
+    max_enqueued_tokens: int | None = Field(default=None, gt=0)
+    """Most tokens that a tenant's batches that have not ended may take, by an estimate."""
     max_embedding_inputs_per_batch: int = Field(default=50_000, gt=0)
     """Most inputs of all lines of an embeddings batch together."""
     # A parsed line can take 25 times its bytes (`[[],[],...`): 2 MiB keeps the keeper's peak near 50 MB.

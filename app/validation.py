@@ -2,12 +2,15 @@
 
 import threading
 from collections.abc import Iterator, Sequence
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
+
+from sqlalchemy.orm import Session
 
 from app.batch_input import InputLimits, InputLine, LineError, read_lines
 from app.db.batches import transition
 from app.db.files import get_file
 from app.db.leases import LeaseLost, fence, locked_status
+from app.db.limits import Limits, enqueued, limits_of, lock_tenant
 from app.db.lines import add_request_lines, delete_request_lines, skip_lines
 from app.db.models import Batch
 from app.db.session import Database
@@ -16,6 +19,7 @@ from app.output_lines import answered_line
 from app.settings import Settings
 from app.storage import BlobNotFound, Storage
 
+_MAX_TOKENS = 2**50  # so that the database can add up a thousand batches
 _LINES_PER_TRANSACTION = 2_000  # about 0.1 s of work: how late a cancel is noticed
 
 
@@ -37,17 +41,20 @@ def validate_batch(
         _fail(database, batch, epoch, [opened])
         return
     skips = batch.validation == Validation.SKIP
+    with database.read() as session:
+        tenant_limits = limits_of(session, settings, batch.owner)
     limits = InputLimits(
         settings.max_line_bytes,
-        settings.max_requests_per_batch,
+        tenant_limits.max_requests_per_batch,
         settings.max_embedding_inputs_per_batch,
         settings.single_model,
+        settings.default_max_tokens,
     )
     with opened as blob:
         lines = read_lines(blob, endpoint=batch.endpoint, served_models=settings.served_models, limits=limits)
         try:
             taken = (_skipped(line, batch.id) if skips else line for line in lines)
-            _take_in(database, batch, epoch, taken, settings.max_validation_errors, stop_event)
+            _take_in(database, batch, epoch, taken, settings.max_validation_errors, tenant_limits, stop_event)
         except _Interrupted:
             return
 
@@ -101,6 +108,7 @@ def _take_in(
     epoch: int,
     lines: Iterator[InputLine | LineError | _SkippedLine],
     max_errors: int,
+    limits: Limits,
     stop_event: threading.Event,
 ) -> None:
     """Store the lines chunk by chunk and start the batch; or, from the first error on, collect errors.
@@ -109,7 +117,7 @@ def _take_in(
     """
     errors: list[LineError] = []
     models: set[str] = set()
-    num_lines = num_skipped = 0
+    num_lines = num_skipped = num_tokens = 0
     chunk: list[InputLine | _SkippedLine] = []
     for line in lines:
         if isinstance(line, LineError):
@@ -122,6 +130,7 @@ def _take_in(
             num_skipped += 1
         else:
             models.add(line.model)
+            num_tokens += line.num_tokens
         chunk.append(line)
         if len(chunk) == _LINES_PER_TRANSACTION:
             if stop_event.is_set():
@@ -132,13 +141,54 @@ def _take_in(
         _fail(database, batch, epoch, errors)
         return
     _store(database, batch, epoch, chunk)
+    columns = {
+        "total": num_lines,
+        "failed": num_skipped,
+        "model": next(iter(models)) if len(models) == 1 else None,
+        "models": sorted(models),
+        "enqueued_tokens": min(num_tokens, _MAX_TOKENS),
+    }
     with database.begin() as session:
-        model = next(iter(models)) if len(models) == 1 else None
-        old, new = BatchStatus.VALIDATING, BatchStatus.IN_PROGRESS
-        columns = {"total": num_lines, "failed": num_skipped, "model": model, "models": sorted(models)}
-        is_ours = transition(session, batch.id, old, new, epoch=epoch, **columns)
-        if is_ours and num_skipped == num_lines:  # nothing is left for a worker
-            transition(session, batch.id, new, BatchStatus.FINALIZING, epoch=epoch)
+        refusal = _over_quota(session, batch.owner, limits, columns)
+        if refusal is None:
+            old, new = BatchStatus.VALIDATING, BatchStatus.IN_PROGRESS
+            is_ours = transition(session, batch.id, old, new, epoch=epoch, **columns)
+            if is_ours and num_skipped == num_lines:  # nothing is left for a worker
+                transition(session, batch.id, new, BatchStatus.FINALIZING, epoch=epoch)
+    if refusal is not None:
+        _fail(database, batch, epoch, [refusal])
+
+
+def _over_quota(session: Session, owner: str, limits: Limits, columns: dict[str, Any]) -> LineError | None:
+    """Why a batch with these columns is too much beside the tenant's others; no other can start meanwhile."""
+    if limits.max_enqueued_requests is None and limits.max_enqueued_tokens is None:
+        return None
+    lock_tenant(session, owner)
+    others = enqueued(session, owner)
+    for kind, code, limit, used, new in (
+        (
+            "request",
+            "request_limit_exceeded",
+            limits.max_enqueued_requests,
+            others.num_requests,
+            columns["total"],
+        ),
+        (
+            "token",
+            "token_limit_exceeded",
+            limits.max_enqueued_tokens,
+            others.num_tokens,
+            columns["enqueued_tokens"],
+        ),
+    ):
+        if limit is not None and used + new > limit:
+            message = (
+                f"Enqueued {kind} limit reached for {columns['model'] or 'several models'} in organization "
+                f"{owner}. Limit: {limit:,} enqueued {kind}s; this batch has {new:,}, others that have not "
+                f"ended have {used:,}. Please try again once some in_progress batches have been completed."
+            )
+            return LineError(code, message, None, None)
+    return None
 
 
 def _store(database: Database, batch: Batch, epoch: int, chunk: Sequence[InputLine | _SkippedLine]) -> None:

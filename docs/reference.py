@@ -54,7 +54,8 @@ def settings_reference() -> str:
     """Every setting with its flag's name, environment variable and default."""
     flags = {
         option
-        for _, command in _commands("batchllm", typer.main.get_command(app))
+        for name, command in _commands("batchllm", typer.main.get_command(app))
+        if name != "batchllm limits set"  # its flags are for one tenant, not the service's settings
         for parameter in command.params
         for option in parameter.opts
     }

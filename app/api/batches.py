@@ -14,7 +14,7 @@ from app.api.bodies import (
     PURPOSES,
     BatchCreate,
 )
-from app.api.deps import Service, ServiceDep, json_body, known_cursor, may_be_id
+from app.api.deps import Service, ServiceDep, json_body, known_cursor, may_be_id, within_quota
 from app.api.description import json_schema
 from app.api.errors import ApiError, conflict, invalid_value, not_found, unsupported_value
 from app.api.idempotency import IdempotencyKey, request_key, unused_key
@@ -154,8 +154,15 @@ def retry_batch(service: ServiceDep, batch_id: str, idempotency_key: Idempotency
             return BatchObject.of(retry)
         row = found(batches.get_batch(session, batch_id) if may_be_id(batch_id) else None, batch_id)
     try:
-        with unused_key():
-            retry = create_retry(service.database, service.storage, service.settings, row, key)
+        with unused_key(), within_quota():
+            retry = create_retry(
+                service.database,
+                service.storage,
+                service.settings,
+                row,
+                key,
+                max_stored_bytes=service.limits.max_stored_bytes,
+            )
     except NothingToRetry as error:
         raise conflict(str(error)) from None
     return BatchObject.of(retry)

@@ -4,7 +4,7 @@ import re
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Annotated, TypeVar
+from typing import Annotated, Self, TypeVar
 
 import orjson
 from fastapi import Depends, Request
@@ -12,7 +12,9 @@ from pydantic import ValidationError
 from sqlalchemy.orm import Session
 
 from app.api.bodies import RequestBody
-from app.api.errors import ApiError, from_validation, invalid_value, too_large
+from app.api.errors import ApiError, from_validation, invalid_value, quota_exceeded, too_large
+from app.db.limits import Limits, QuotaExceeded, check_stored_bytes, stored_bytes
+from app.db.models import DEFAULT_OWNER
 from app.db.pages import UnknownCursor
 from app.db.session import Database
 from app.settings import Settings
@@ -27,12 +29,37 @@ Body = TypeVar("Body", bound=RequestBody)
 
 @dataclass(frozen=True)
 class Service:
-    """What the HTTP side is made of. `started_at` in unix seconds."""
+    """What the HTTP side is made of. `started_at` in unix seconds. A tenant's has an owner and its limits."""
 
     settings: Settings
     database: Database
     storage: Storage
     started_at: int
+    owner: str = DEFAULT_OWNER
+    own_limits: Limits | None = None
+
+    def of(self, owner: str, limits: Limits) -> Self:
+        """The service as the tenant `owner` may use it: others' rows do not exist in its database."""
+        return replace(self, database=self.database.of(owner), owner=owner, own_limits=limits)
+
+    @property
+    def limits(self) -> Limits:
+        return self.own_limits or Limits.of(self.settings, None)
+
+    def check_stored_bytes(self, session: Session) -> None:
+        """To be called where rows of more stored bytes were just made. Raises `ApiError` 429."""
+        with within_quota():
+            check_stored_bytes(session, self.owner, self.limits.max_stored_bytes)
+
+    def check_room(self, num_bytes: int) -> None:
+        """Raises `ApiError` 429 where a body of `num_bytes` cannot be stored whatever is in it."""
+        limit = self.limits.max_stored_bytes
+        if limit is None:
+            return
+        with self.database.read() as session:
+            stored = stored_bytes(session, self.owner)
+        if stored + num_bytes > limit:
+            raise quota_exceeded(str(QuotaExceeded.of_bytes(stored + num_bytes, limit)))
 
 
 def _whole_service(request: Request) -> Service:
@@ -42,13 +69,21 @@ def _whole_service(request: Request) -> Service:
 
 
 def _service(request: Request) -> Service:
-    """The service as the tenant who asks may use it: other tenants' rows do not exist in its database."""
-    service = _whole_service(request)
-    return replace(service, database=service.database.of(request.state.owner))
+    """The service as the tenant who asks may use it."""
+    return _whole_service(request).of(request.state.owner, request.state.limits)
 
 
 ServiceDep = Annotated[Service, Depends(_service)]
 WholeServiceDep = Annotated[Service, Depends(_whole_service)]  # for what is nobody's
+
+
+@contextmanager
+def within_quota() -> Iterator[None]:
+    """What a quota refuses, as a 429."""
+    try:
+        yield
+    except QuotaExceeded as error:
+        raise quota_exceeded(str(error)) from None
 
 
 def may_be_id(text: str) -> bool:

@@ -17,6 +17,8 @@ from starlette.routing import Match
 log = logging.getLogger(__name__)
 
 INVALID_REQUEST = "invalid_request_error"
+RATE_LIMIT = "rate_limit_error"
+INSUFFICIENT_QUOTA = "insufficient_quota"
 SERVER_ERROR = "server_error"
 
 # The SDK repeats 409s and 5xx by itself unless it is told that repeating is of no use.
@@ -81,6 +83,11 @@ def conflict(message: str, *, code: str | None = None) -> ApiError:
 
 def too_large(message: str, *, param: str | None = None) -> ApiError:
     return ApiError(413, message, param=param, headers=DO_NOT_RETRY)
+
+
+def quota_exceeded(message: str) -> ApiError:
+    """A 429 that waiting does not mend."""
+    return ApiError(429, message, code=INSUFFICIENT_QUOTA, type=INSUFFICIENT_QUOTA, headers=DO_NOT_RETRY)
 
 
 def unavailable(message: str) -> ApiError:

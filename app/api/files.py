@@ -60,7 +60,9 @@ async def create_file(
     """Store an upload. The one asynchronous handler: its body must not be held in memory."""
     boundary = form_boundary(request)
     max_bytes = service.settings.max_file_bytes
-    check_declared_bytes(request, FILE_FIELD, max_bytes)
+    num_bytes = check_declared_bytes(request, FILE_FIELD, max_bytes)
+    if idempotency_key is None:  # else it may be stored already
+        await run_in_threadpool(service.check_room, num_bytes)
     with await run_in_threadpool(service.storage.create) as blob:
         content = HashedSink(blob)
         incoming = IncomingFile(content, max_bytes=max_bytes, max_line_bytes=service.settings.max_line_bytes)
@@ -130,19 +132,25 @@ def save_file(
             session,
             key,
             find=lambda file_id: files.live_file(session, file_id),
-            create=lambda: files.create_file(
-                session,
-                purpose=fields.purpose,
-                filename=fields.filename,
-                num_bytes=fields.num_bytes,
-                storage_key=blob.key,
-                expires_seconds=fields.expires_seconds or service.settings.input_retention_seconds,
-            ),
+            create=lambda: _create(service, session, fields, blob.key),
         )
         answer = FileObject.of(row)
     if row.storage_key != blob.key:
         service.storage.delete(blob.key)  # the file has been uploaded before
     return answer
+
+
+def _create(service: Service, session: Session, fields: IncomingFields, storage_key: str) -> File:
+    row = files.create_file(
+        session,
+        purpose=fields.purpose,
+        filename=fields.filename,
+        num_bytes=fields.num_bytes,
+        storage_key=storage_key,
+        expires_seconds=fields.expires_seconds or service.settings.input_retention_seconds,
+    )
+    service.check_stored_bytes(session)
+    return row
 
 
 def _find(session: Session, file_id: str) -> File:

@@ -135,11 +135,16 @@ def check_expiry_seconds(param: str, seconds: int | None) -> None:
         raise invalid_value(param, f"Invalid value for '{param}': expected {allowed}.")
 
 
-def check_declared_bytes(request: Request, field: str, max_bytes: int) -> None:
-    """Raises `ApiError` where the length of the form alone shows that the file in it is too large."""
+def check_declared_bytes(request: Request, field: str, max_bytes: int) -> int:
+    """Fewest bytes that the file in a form of this length has; 0 where the request does not say its length.
+
+    Raises `ApiError` where that alone shows that the file is too large.
+    """
     declared = request.headers.get("content-length", "")
-    if declared.isdecimal() and int(declared) > max_bytes + FORM_OVERHEAD_BYTES:
+    num_bytes = int(declared) - FORM_OVERHEAD_BYTES if declared.isdecimal() else 0
+    if num_bytes > max_bytes:
         raise _too_large(field, max_bytes)
+    return max(num_bytes, 0)
 
 
 def _too_large(field: str, max_bytes: int) -> ApiError:

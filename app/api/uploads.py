@@ -59,14 +59,7 @@ def create_upload(
             session,
             key,
             find=lambda upload_id: session.get(Upload, upload_id),
-            create=lambda: uploads.create_upload(
-                session,
-                purpose=body.purpose,
-                filename=filename,
-                num_bytes=body.bytes,
-                expires_seconds=service.settings.upload_seconds,
-                file_expires_seconds=None if body.expires_after is None else body.expires_after.seconds,
-            ),
+            create=lambda: _create(service, session, body, filename),
         )
         return UploadObject.of(row, files.get_file(session, row.file_id or ""))
 
@@ -118,6 +111,19 @@ def cancel_upload(service: ServiceDep, upload_id: str) -> UploadObject:
     return answer
 
 
+def _create(service: Service, session: Session, body: UploadCreate, filename: str) -> Upload:
+    row = uploads.create_upload(
+        session,
+        purpose=body.purpose,
+        filename=filename,
+        num_bytes=body.bytes,
+        expires_seconds=service.settings.upload_seconds,
+        file_expires_seconds=None if body.expires_after is None else body.expires_after.seconds,
+    )
+    service.check_stored_bytes(session)  # its bytes are reserved from now on
+    return row
+
+
 def _pending(session: Session, upload_id: str) -> Upload:
     with _refusals():
         row = uploads.pending_upload(session, upload_id) if may_be_id(upload_id) else None
@@ -151,6 +157,7 @@ def _save_part(service: Service, upload_id: str, blob: BlobWriter) -> UploadPart
             storage_key=blob.key,
             spare_bytes=service.settings.max_part_bytes,
         )
+        service.check_stored_bytes(session)  # a part sent twice is more than was reserved
         return UploadPartObject.of(row)
 
 

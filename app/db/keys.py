@@ -10,17 +10,26 @@ import hmac
 import re
 import secrets
 from collections.abc import Sequence
+from typing import NamedTuple
 
-from sqlalchemy import exists, select, update
+from sqlalchemy import exists, literal, select, update
 from sqlalchemy.orm import Session
 
 from app.db.batches import changed_rows
-from app.db.models import ApiKey
+from app.db.models import DEFAULT_OWNER, ApiKey, TenantLimits
 from app.db.session import now, unix_now
 
 _ID_BYTES = 8
 _SECRET_BYTES = 32
 _KEY = re.compile(r"sk-([0-9a-f]{16})-([A-Za-z0-9_-]{43})", re.ASCII)
+
+
+class Tenant(NamedTuple):
+    """Who asks: with limits of its own or None, and by which key; None where the service is open."""
+
+    owner: str
+    limits: TenantLimits | None
+    key: ApiKey | None = None
 
 
 def create_key(session: Session, owner: str) -> tuple[ApiKey, str]:
@@ -33,25 +42,29 @@ def create_key(session: Session, owner: str) -> tuple[ApiKey, str]:
     return key, f"sk-{key_id}-{secret}"
 
 
-def owner_of(session: Session, text: str) -> str | None:
-    """The tenant whose key `text` is; None for what is no key, or a revoked one."""
-    key = find_key(session, text)
-    return None if key is None else key.owner
-
-
-def find_key(session: Session, text: str) -> ApiKey | None:
-    """The key in use that `text` is, or None."""
+def find_tenant(session: Session, text: str) -> Tenant | None:
+    """Whose key `text` is; None for what is no key, or a revoked one."""
     match = _KEY.fullmatch(text)
-    key = session.get(ApiKey, match[1]) if match else None
-    if match is None or key is None or key.revoked_at is not None:
+    tenant = find_tenant_by_id(session, match[1]) if match else None
+    if match is None or tenant is None or tenant.key is None:
         return None
-    return key if hmac.compare_digest(_digest(match[2]), key.secret_sha256) else None
+    return tenant if hmac.compare_digest(_digest(match[2]), tenant.key.secret_sha256) else None
 
 
-def owner_of_key(session: Session, key_id: str) -> str | None:
-    """The tenant of the key with this id, for who has shown its text before; None for a revoked one."""
-    key = session.get(ApiKey, key_id)
-    return None if key is None or key.revoked_at is not None else key.owner
+def find_tenant_by_id(session: Session, key_id: str) -> Tenant | None:
+    """Whose the key with this id is, for who has shown its text before; None for a revoked one."""
+    query = select(ApiKey, TenantLimits).outerjoin(TenantLimits, TenantLimits.owner == ApiKey.owner)
+    row = session.execute(query.where(ApiKey.id == key_id, ApiKey.revoked_at.is_(None))).one_or_none()
+    return None if row is None else Tenant(row[0].owner, row[1], row[0])
+
+
+def open_tenant(session: Session) -> Tenant | None:
+    """Whose everything is on a service that never had a key; None where one was ever made."""
+    one = select(literal(1)).subquery()
+    own = TenantLimits.owner == DEFAULT_OWNER
+    query = select(exists(select(ApiKey.id)), TenantLimits).select_from(one).outerjoin(TenantLimits, own)
+    has_keys, limits = session.execute(query).one()
+    return None if has_keys else Tenant(DEFAULT_OWNER, limits)
 
 
 def any_keys(session: Session) -> bool:

@@ -11,6 +11,7 @@ from app.batch_input import InputLine
 from app.db.batches import changed_rows
 from app.db.leases import Claim, LeaseLost, locked_status
 from app.db.models import Batch, LineResult, RequestLine
+from app.db.usage import add_usage
 
 _READ_CHUNK = 500  # rows held in memory while results are streamed
 _IDS_PER_STATEMENT = 500
@@ -145,7 +146,7 @@ def forgive(session: Session, claim: Claim, *, most_deaths: int) -> None:
 
 
 def record_results(session: Session, claim: Claim, results: Sequence[NewResult]) -> None:
-    """Store the results and add them to the batch's counts and usage, in this one transaction.
+    """Store the results and add them to the counts of the batch and its tenant, in this one transaction.
 
     Raises LeaseLost if the epoch has moved on, DuplicateResult if a line has a result; roll back then.
     """
@@ -176,6 +177,15 @@ def record_results(session: Session, claim: Claim, results: Sequence[NewResult])
         session.connection().execute(insert(LineResult), rows)
     except IntegrityError as error:
         raise DuplicateResult(claim.batch_id) from error
+    # Last: other workers' results of the same tenant wait for this row.
+    add_usage(
+        session,
+        claim.batch_id,
+        requests=len(results),
+        input_tokens=sum(result.input_tokens for result in results),
+        cached_tokens=sum(result.cached_tokens for result in results),
+        output_tokens=sum(result.output_tokens for result in results),
+    )
 
 
 def iter_results(session: Session, batch_id: str, ok: bool) -> Iterator[StoredResult]:

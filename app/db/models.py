@@ -59,6 +59,44 @@ class ApiKey(Base):
     revoked_at: Mapped[int | None] = mapped_column(BigInteger)
 
 
+class TenantLimits(Base):
+    """What one tenant may use, by the settings' names; None: what the settings say."""
+
+    __tablename__ = "limits"
+
+    owner: Mapped[str] = mapped_column(String(64), primary_key=True)
+    max_requests_per_minute: Mapped[int | None] = mapped_column(BigInteger)
+    max_stored_bytes: Mapped[int | None] = mapped_column(BigInteger)
+    max_requests_per_batch: Mapped[int | None] = mapped_column(BigInteger)
+    max_enqueued_requests: Mapped[int | None] = mapped_column(BigInteger)
+    max_enqueued_tokens: Mapped[int | None] = mapped_column(BigInteger)
+
+
+class RequestWindow(Base):
+    """How many requests of the API a tenant sent in the last minute in which it sent one."""
+
+    __tablename__ = "request_windows"
+
+    owner: Mapped[str] = mapped_column(String(64), primary_key=True)
+    minute: Mapped[int] = mapped_column(BigInteger)  # since 1970
+    num_requests: Mapped[int] = mapped_column(BigInteger)
+
+
+class Usage(Owned, Base):
+    """What a tenant's lines took on one day. It outlives the batches."""
+
+    __tablename__ = "usage"
+
+    day: Mapped[int] = mapped_column(Integer)  # since 1970, by UTC
+    model: Mapped[str] = mapped_column(Text)  # as the batch names it; empty: batches that name several
+    requests: Mapped[int] = mapped_column(BigInteger)
+    input_tokens: Mapped[int] = mapped_column(BigInteger)
+    cached_tokens: Mapped[int] = mapped_column(BigInteger)
+    output_tokens: Mapped[int] = mapped_column(BigInteger)
+
+    __table_args__ = (PrimaryKeyConstraint("owner", "day", "model"),)
+
+
 class File(Owned, Base):
     """A stored blob: an upload, or a batch's output or error file."""
 
@@ -155,6 +193,7 @@ class Batch(Owned, Base):
     cancelled_at: Mapped[int | None] = mapped_column(BigInteger)
 
     total: Mapped[int] = mapped_column(Integer, default=0)
+    enqueued_tokens: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")  # an estimate
     completed: Mapped[int] = mapped_column(Integer, default=0)
     failed: Mapped[int] = mapped_column(Integer, default=0)
     input_tokens: Mapped[int] = mapped_column(BigInteger, default=0)

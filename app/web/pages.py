@@ -17,7 +17,7 @@ from app.api.results import stream_results
 from app.api.schemas import BatchObject
 from app.db.batches import get_batch
 from app.db.files import live_file
-from app.db.keys import find_key
+from app.db.keys import find_tenant
 from app.db.telemetry import get_telemetry
 from app.lifecycle import CANCELLABLE, TERMINAL
 from app.web.failures import kinds_of_failure
@@ -131,8 +131,8 @@ async def logout(visitor: Anyone) -> Response:
 
 def _key_id(visitor: Visitor, text: str) -> str | None:
     with visitor.service.database.read() as session:
-        key = find_key(session, text)
-        return None if key is None else key.id
+        tenant = find_tenant(session, text)
+        return None if tenant is None or tenant.key is None else tenant.key.id
 
 
 def _as(visitor: Visitor, key_id: str | None) -> Visitor:

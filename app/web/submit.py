@@ -43,7 +43,7 @@ async def submit_job(visitor: Visitor) -> BatchObject:
     visitor.check_origin()
     request, service = visitor.request, visitor.service
     max_bytes = service.settings.max_file_bytes
-    check_declared_bytes(request, FILE_FIELD, max_bytes)
+    await run_in_threadpool(service.check_room, check_declared_bytes(request, FILE_FIELD, max_bytes))
     with await run_in_threadpool(service.storage.create) as blob:
         content = IncomingFile(blob, max_bytes=max_bytes, max_line_bytes=service.settings.max_line_bytes)
         form = JobForm(visitor, content)

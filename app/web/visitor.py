@@ -1,6 +1,6 @@
 """What a page's handler is given: the service as the visitor may use it, and the answer's shape."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import parse_qsl, urlsplit
@@ -12,8 +12,8 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 from app.api.deps import Service
 from app.api.errors import ApiError, too_large
 from app.api.middleware import cross_site_refusal, is_loopback
-from app.db.keys import any_keys, owner_of_key
-from app.db.models import DEFAULT_OWNER
+from app.db.keys import find_tenant_by_id, open_tenant
+from app.db.limits import Limits
 from app.web import words
 from app.web.session import SESSION_SECONDS, Session, Sessions
 
@@ -105,16 +105,16 @@ def anyone(request: Request) -> Visitor:
     assert isinstance(sessions, Sessions)
     session = sessions.read(request.cookies.get(cookie_name(service)))
     with service.database.read() as db:
-        owner = None if session.key_id is None else owner_of_key(db, session.key_id)
-        is_open = owner is None and is_loopback(service.settings.host) and not any_keys(db)
-    if is_open:
-        refusal = cross_site_refusal(request.headers)
-        if refusal is not None:
-            raise refusal
-        owner = DEFAULT_OWNER
-    if owner is not None:
-        service = replace(service, database=service.database.of(owner))
-    return Visitor(request, service, sessions, session, owner)
+        tenant = None if session.key_id is None else find_tenant_by_id(db, session.key_id)
+        if tenant is None and is_loopback(service.settings.host):
+            tenant = open_tenant(db)
+    if tenant is None:
+        return Visitor(request, service, sessions, session, None)
+    refusal = cross_site_refusal(request.headers) if tenant.key is None else None
+    if refusal is not None:
+        raise refusal
+    service = service.of(tenant.owner, Limits.of(service.settings, tenant.limits))
+    return Visitor(request, service, sessions, session, tenant.owner)
 
 
 def _known(visitor: Annotated[Visitor, Depends(anyone)]) -> Visitor:

@@ -42,7 +42,10 @@ def _only_error(data: bytes, **options: Any) -> LineError:
 
 def test_a_good_line() -> None:
     data = _line(_request())
-    assert _read(data) == [InputLine(1, "a", 0, len(data) - 1, "m")]
+    (line,) = _read(data)
+    assert isinstance(line, InputLine)
+    assert line[:5] == (1, "a", 0, len(data) - 1, "m")
+    assert line.num_tokens > len(data) // 3
 
 
 _NO_JSON = ("invalid_json_line", None, "This line is not parseable as valid JSON.")

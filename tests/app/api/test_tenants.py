@@ -19,6 +19,7 @@ from app.db.batches import transition
 from app.db.files import create_file
 from app.db.lines import add_request_lines
 from app.db.models import Base, Batch, File, Owned
+from app.db.usage import add_usage
 from app.keeper import Keeper
 from app.lifecycle import BatchStatus
 from app.main import create_app
@@ -84,6 +85,7 @@ def tenants(server: Server) -> Tenants:
             (BatchStatus.FINALIZING, BatchStatus.COMPLETED, {"completed": 1, "output_file_id": output.id}),
         ):
             assert transition(session, second.id, old, new, **columns)
+        add_usage(session, second.id, requests=1, input_tokens=1, cached_tokens=0, output_tokens=1)
     upload = alice.uploads.create(
         bytes=4,
         filename=f"{SECRET}.jsonl",

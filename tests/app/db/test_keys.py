@@ -2,11 +2,17 @@
 
 import pytest
 from sqlalchemy import delete, func, select, text, update
+from sqlalchemy.orm import Session
 
-from app.db.keys import any_keys, create_key, list_keys, owner_of, revoke_key
+from app.db.keys import any_keys, create_key, find_tenant, list_keys, revoke_key
 from app.db.models import ApiKey, Batch, File
 from app.db.session import Database
 from tests.app.db.jobs import add_batch, add_file
+
+
+def owner_of(session: Session, text: str) -> str | None:
+    tenant = find_tenant(session, text)
+    return None if tenant is None else tenant.owner
 
 
 def new_key(database: Database, owner: str) -> tuple[str, str]:

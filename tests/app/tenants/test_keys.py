@@ -4,13 +4,19 @@ from pathlib import Path
 
 import pytest
 from sqlalchemy.exc import OperationalError
+from sqlalchemy.orm import Session
 
-from app.db.keys import owner_of
+from app.db.keys import find_tenant
 from app.db.session import Database
-from app.keys_command import create, revoke, show
 from app.main import check_keys
 from app.settings import Settings, StartupError
+from app.tenants.keys import create, revoke, show
 from tests.app.test_cli import batchllm, check_refusal
+
+
+def owner_of(session: Session, text: str) -> str | None:
+    tenant = find_tenant(session, text)
+    return None if tenant is None else tenant.owner
 
 
 def test_a_key_is_made_listed_and_revoked(database: Database, capsys: pytest.CaptureFixture[str]) -> None:
