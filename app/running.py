@@ -169,6 +169,9 @@ class RunningBatch:
         if completions is None:
             return None
         self._take_out(running)
+        for failed in completions:
+            if failed.failure is not None:
+                return failure(running.line, running.attempt, _broken_off(failed.failure))
         usage = usage_of(running.asked, completions)
         self.prompt_tokens_done += usage.prompt_tokens
         self.output_tokens_done += usage.completion_tokens
@@ -199,6 +202,15 @@ class RunningBatch:
     def _take_out(self, running: RunningLine) -> None:
         del self.unanswered[running.line.id]
         self.num_prompt_tokens -= running.num_prompt_tokens
+
+
+def _broken_off(reason: str) -> BodyError:
+    return BodyError(
+        f"The output was broken off, since its grammar does not let it go on: {reason}.",
+        code="grammar_failed",
+        status=500,
+        type="server_error",
+    )
 
 
 def _urgency(running: RunningLine) -> int:

@@ -18,6 +18,7 @@ from engine.scheduling.segment import Segment
 from engine.scheduling.sequence import Sequence as RunningSequence
 from engine.stats import EngineLoad, EngineStats
 from engine.text.logprobs import token_logprobs
+from engine.text.masks import TokenMasker
 from engine.text.stopping import StopWatcher
 from engine.text.tokenizer import Tokenizer
 
@@ -60,6 +61,7 @@ class Engine:
             load_seconds=load_seconds, kv_capacity_tokens=pool.num_pages * pool.page_size
         )
         self._outline: Outline | None = None
+        self._masker = TokenMasker(lambda: tokenizer.grammars)
 
     def add(
         self,
@@ -121,6 +123,7 @@ class Engine:
         for request_id in request_ids:
             self._watchers.pop(request_id, None)
             self._logprobs.pop(request_id, None)
+            self._masker.failures.pop(request_id, None)
 
     @property
     def has_work(self) -> bool:
@@ -133,7 +136,7 @@ class Engine:
 
     def step(self) -> list[Completion]:
         """Compute one step; the requests that it finished."""
-        batch = self._scheduler.next_batch()
+        batch = self._masker.begin(self._scheduler.next_batch())
         self._stats.computed_tokens += batch.num_tokens
         self._stats.kv_tokens = self._pool.num_used * self._pool.page_size
         self._stats.shared_kv_tokens = self._scheduler.num_shared_pages * self._pool.page_size
@@ -195,6 +198,7 @@ class Engine:
             num_prompt_tokens=len(request.prompt_ids),
             num_cached_tokens=sequence.num_cached_tokens,
             logprobs=logprobs,
+            failure=self._masker.failures.pop(request.request_id, None),
         )
 
     def _describe(

@@ -13,5 +13,9 @@ class ChatTemplateError(ValueError):
     """The model's chat template cannot render this conversation. The message says why."""
 
 
+class GrammarError(ValueError):
+    """No output can be held to this grammar. The message says why."""
+
+
 class EngineConfigError(ValueError):
     """Settings that cannot work together or on this machine. The message says what to change."""

@@ -14,6 +14,23 @@ class FinishReason(StrEnum):
     LENGTH = "length"  # max_tokens generated
 
 
+class GrammarKind(StrEnum):
+    """How a grammar's text is to be read."""
+
+    JSON_SCHEMA = "json_schema"  # JSON of a schema, draft 2020-12
+    REGEX = "regex"  # of Rust's regex crate; the whole output has to match
+    CHOICE = "choice"  # JSON of a list of strings, one of which is the output
+    LARK = "lark"  # Lark as llguidance reads it, or llama.cpp's GBNF
+
+
+@dataclass(frozen=True, slots=True)
+class Grammar:
+    """What an output has to be; it ends where the grammar lets it end, or with its last token."""
+
+    kind: GrammarKind
+    text: str
+
+
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
     """How one request's tokens are chosen. Values are taken as valid; the edge checks them.
@@ -38,6 +55,7 @@ class SamplingParams:
     min_tokens: int = 0  # before so many nothing ends the output
     ignore_eos: bool = False
     top_logprobs: int | None = None  # report each token's logprob and so many likeliest; None: nothing
+    grammar: Grammar | None = None  # not together with ignore_eos
 
     @property
     def is_special(self) -> bool:
@@ -46,6 +64,11 @@ class SamplingParams:
 
     @property
     def edits_logits(self) -> bool:
+        return self.has_penalties or self.grammar is not None
+
+    @property
+    def has_penalties(self) -> bool:
+        """Penalties or biases."""
         return bool(
             self.frequency_penalty or self.presence_penalty or self.repetition_penalty != 1 or self.logit_bias
         )
@@ -90,6 +113,7 @@ class Completion:
         were already computed when this request first ran).
     logprobs: of the tokens that `text` shows a part of and special ones among them; None if not asked for.
     embedding: float32 [size], of the prompt; None from a model that generates.
+    failure: why the output was broken off where its grammar allows no end; None: it was not.
     """
 
     request_id: int
@@ -100,6 +124,7 @@ class Completion:
     num_cached_tokens: int
     logprobs: tuple[TokenLogprob, ...] | None = None
     embedding: NDArray[np.float32] | None = None
+    failure: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,11 +1,13 @@
 """Working stand-ins: a byte tokenizer, an engine that answers without a model, a database that goes away."""
 
+import json
 import sqlite3
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +20,9 @@ from app.db.session import Database
 from engine.errors import ChatTemplateError
 from engine.planning.outline import Outline, outline_of
 from engine.planning.planner import make_plan
-from engine.request import Completion, FinishReason, Refusal, Request, TokenIds
+from engine.request import Completion, FinishReason, Grammar, Refusal, Request, TokenIds
 from engine.stats import EngineLoad, EngineStats
+from engine.text.grammar import Grammars
 
 
 class ByteTokenizer:
@@ -31,10 +34,29 @@ class ByteTokenizer:
     def encode(self, text: str) -> TokenIds:
         return np.frombuffer(text.encode(), dtype=np.uint8).astype(np.int32)
 
-    def render_chat(self, messages: list[dict[str, Any]]) -> TokenIds:
+    chat_template = "It writes <tool_call> around calls."
+
+    def encode_markup(self, text: str) -> TokenIds:
+        return self.encode(text)
+
+    def render_chat(
+        self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None = None
+    ) -> TokenIds:
         if messages[0]["role"] == "tool":
             raise ChatTemplateError("a conversation cannot open with a tool's answer")
-        return self.encode("".join(f"<{m['role']}>{m['content']}" for m in messages) + "<assistant>")
+        told = f"<tools>{json.dumps(tools)}" if tools else ""
+        for message in messages:
+            told += f"<{message['role']}>{message['content']}"
+            told += "".join(json.dumps(call["function"]) for call in message.get("tool_calls", []))
+        return self.encode(f"{told}<assistant>")
+
+    @cached_property
+    def grammars(self) -> Grammars:
+        pieces = [b"", *(bytes([byte]) for byte in range(1, 256))]
+        return Grammars(pieces, self.eos_token_ids, str.encode)
+
+    def check_grammar(self, grammar: Grammar) -> None:
+        self.grammars.check(grammar)
 
     def decode(self, token_ids: TokenIds) -> str:
         return bytes(np.asarray(token_ids, dtype=np.uint8)).decode(errors="replace")

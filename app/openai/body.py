@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NoReturn, Protocol, TypeVar
 
-from engine.request import Request, SamplingParams, TokenIds
+from app.openai.tool_formats import Calling
+from engine.request import Grammar, Request, SamplingParams, TokenIds
 
 Json = Mapping[str, Any]
 # Between the seeds of siblings: so far that no seeds which people count up meet (2**64 / golden ratio).
@@ -67,6 +68,7 @@ class Translated:
     has_logprobs: whether the answer shows them.
     echo: what the answer shows before each prompt's choices; empty: nothing.
     embedding: of a body that asks for no text.
+    calling: of a body whose answers may call tools.
     """
 
     model: str
@@ -77,6 +79,7 @@ class Translated:
     has_logprobs: bool = False
     echo: tuple[str, ...] = ()
     embedding: EmbeddingForm | None = None
+    calling: Calling | None = None
 
     @property
     def num_requests(self) -> int:
@@ -104,7 +107,16 @@ class PromptTokenizer(Protocol):
 
     def decode(self, token_ids: TokenIds) -> str: ...
 
-    def render_chat(self, messages: list[dict[str, Any]]) -> TokenIds: ...
+    @property
+    def chat_template(self) -> str: ...
+
+    def encode_markup(self, text: str) -> TokenIds: ...
+
+    def render_chat(
+        self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None = None
+    ) -> TokenIds: ...
+
+    def check_grammar(self, grammar: Grammar) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,6 +222,12 @@ def required(body: Json, name: str, reader: Callable[[str, object], T]) -> T:
     if value is None:
         refuse(f"Missing required parameter: '{name}'.", name, "missing_required_parameter")
     return reader(name, value)
+
+
+def required_at(param: str, fields: Json, name: str, reader: Callable[[str, object], T]) -> T:
+    """The same of an object within the body, which stands at `param`."""
+    where = f"{param}.{name}"
+    return required({where: fields.get(name)}, where, reader)
 
 
 def optional(body: Json, name: str, reader: Callable[[str, object], T], default: D) -> T | D:

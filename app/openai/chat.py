@@ -1,7 +1,10 @@
 """/v1/chat/completions: a body to the engine's words, a completion to a response body."""
 
+import hashlib
 from collections.abc import Sequence
 from typing import Any
+
+import numpy as np
 
 from app.openai.body import (
     BodyError,
@@ -19,6 +22,7 @@ from app.openai.body import (
     required,
     string,
 )
+from app.openai.grammars import read_grammar
 from app.openai.logprobs import chat_logprobs
 from app.openai.messages import read_messages
 from app.openai.parameters import (
@@ -32,9 +36,11 @@ from app.openai.parameters import (
     read_num_choices,
     read_sampling,
 )
+from app.openai.tool_formats import Calling, ToolCall, read_calls
+from app.openai.tools import Tools, plan_calling, read_tools
 from app.openai.usage import usage_of
 from engine.errors import ChatTemplateError
-from engine.request import Completion
+from engine.request import Completion, FinishReason, Grammar
 
 _KNOWN = (
     COMMON_HONOURED
@@ -42,20 +48,20 @@ _KNOWN = (
     | {
         "messages",
         "max_completion_tokens",
-        "parallel_tool_calls",  # says nothing where there are no tools
+        "parallel_tool_calls",
         "prompt_cache_key",
         "prompt_cache_options",
         "prompt_cache_retention",
+        "response_format",
         "safety_identifier",
         "service_tier",
+        "tool_choice",
+        "tools",
         "top_logprobs",
     }
 )
 
 _UNSUPPORTED = COMMON_UNSUPPORTED | {
-    "response_format": Unsupported(json_object, ({"type": "text"},)),
-    "tools": Unsupported(array, ([],)),
-    "tool_choice": Unsupported(anything, ("none", "auto")),
     "functions": Unsupported(array, ([],)),
     "function_call": Unsupported(anything, ("none", "auto")),
     "reasoning_effort": Unsupported(string, ("none",)),
@@ -83,10 +89,14 @@ def _parse(body: Json, context: TranslationContext, seed_key: str) -> Translated
     check_generates(model, context)
     messages = required(body, "messages", read_messages)
     max_tokens = _read_max_tokens(body)
+    tools = read_tools(body)
+    calling = None if tools is None else plan_calling(tools, context)
     try:
-        prompt_ids = context.tokenizer.render_chat(messages)
+        prompt_ids = context.tokenizer.render_chat(messages, None if tools is None else tools.for_template)
     except ChatTemplateError as error:
         refuse(f"The model's chat template refuses this conversation: {error}", "messages", "invalid_value")
+    if calling is not None and calling.is_forced:
+        prompt_ids = np.concatenate((prompt_ids, context.tokenizer.encode_markup(calling.form.opening)))
     max_tokens = bound_output(len(prompt_ids), max_tokens, context, param="messages")
     top_logprobs = _read_top_logprobs(body)
     num_choices = read_num_choices(body)
@@ -99,11 +109,38 @@ def _parse(body: Json, context: TranslationContext, seed_key: str) -> Translated
             vocab_size=context.tokenizer.vocab_size,
             seed_key=seed_key,
             top_logprobs=top_logprobs,
+            grammar=_read_grammar(body, tools, calling, context),
         ),
         num_samples=num_choices,
         num_choices=num_choices,
         has_logprobs=top_logprobs is not None,
+        calling=calling,
     )
+
+
+def _read_grammar(
+    body: Json, tools: Tools | None, calling: Calling | None, context: TranslationContext
+) -> Grammar | None:
+    """What the answer is held to: what the body says, or calls where they are forced."""
+    grammar = read_grammar(body, context)
+    if tools is None or calling is None:
+        return grammar
+    if grammar is not None:
+        refuse(
+            "Invalid 'tools': they do not go together with an output that is held to a format, since no call "
+            "has that format; set 'tool_choice' to 'none', or leave one of them out.",
+            "tools",
+            "invalid_value",
+        )
+    if not calling.is_forced:
+        return None
+    if optional(body, "ignore_eos", boolean, False):
+        refuse(
+            "Invalid 'ignore_eos': it does not go together with calls that are forced.",
+            "ignore_eos",
+            "invalid_value",
+        )
+    return tools.grammar(calling.form)
 
 
 def _read_top_logprobs(body: Json) -> int | None:
@@ -148,22 +185,56 @@ def chat_body(
         "object": "chat.completion",
         "created": created,
         "model": asked.model,
-        "choices": [_choice(index, completion, asked) for index, completion in enumerate(completions)],
+        "choices": [
+            _choice(index, completion, asked, response_id) for index, completion in enumerate(completions)
+        ],
         "usage": usage_of(asked, completions).as_body(),
         "service_tier": "default",
         "system_fingerprint": fingerprint,
     }
 
 
-def _choice(index: int, completion: Completion, asked: Translated) -> dict[str, Any]:
+def _choice(index: int, completion: Completion, asked: Translated, response_id: str) -> dict[str, Any]:
+    message: dict[str, Any] = {
+        "role": "assistant",
+        "content": completion.text,
+        "refusal": None,
+        "annotations": [],
+    }
+    finish_reason = completion.finish_reason.value
+    if asked.calling is not None and (found := _calls_of(completion, asked.calling)) is not None:
+        before, calls = found
+        message["content"] = before or None
+        message["tool_calls"] = [
+            {
+                "id": call_id(f"{response_id}:{index}:{number}"),
+                "type": "function",
+                "function": {"name": call.name, "arguments": call.arguments},
+            }
+            for number, call in enumerate(calls)
+        ]
+        if completion.finish_reason is FinishReason.STOP:
+            finish_reason = "tool_calls"
     return {
         "index": index,
-        "message": {
-            "role": "assistant",
-            "content": completion.text,
-            "refusal": None,
-            "annotations": [],
-        },
+        "message": message,
         "logprobs": chat_logprobs(completion.logprobs or ()) if asked.has_logprobs else None,
-        "finish_reason": completion.finish_reason.value,
+        "finish_reason": finish_reason,
     }
+
+
+def _calls_of(completion: Completion, calling: Calling) -> tuple[str, list[ToolCall]] | None:
+    """The text before the calls, and the calls; None if there are none."""
+    has_marker = calling.is_forced or (
+        calling.marker_id is not None and calling.marker_id in completion.output_ids
+    )
+    found = read_calls(completion.text, calling.form, calling.names, has_marker=has_marker)
+    if found is None:
+        return None
+    before, calls = found
+    return before, calls[:1] if calling.is_one else calls
+
+
+def call_id(seed: str) -> str:
+    """Nine letters and digits, which is the only form that Mistral's templates take back."""
+    return hashlib.blake2b(seed.encode(), digest_size=5).hexdigest()[:9]

@@ -17,6 +17,7 @@ from app.openai.body import (
     required,
     string,
 )
+from app.openai.grammars import read_grammar
 from app.openai.logprobs import completion_logprobs
 from app.openai.parameters import (
     COMMON_HONOURED,
@@ -77,6 +78,7 @@ def _parse(body: Json, context: TranslationContext, seed_key: str) -> Translated
         seed_key=seed_key,
         # The likeliest of many samples can be told by nothing else.
         top_logprobs=0 if logprobs is None and num_samples > num_choices else logprobs,
+        grammar=read_grammar(body, context),
     )
     return Translated(
         model,

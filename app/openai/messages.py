@@ -1,8 +1,9 @@
 """Chat messages: from the wire's shapes to what a chat template takes."""
 
+import json
 from typing import Any
 
-from app.openai.body import array, json_object, refuse, string, wrong_type
+from app.openai.body import array, json_object, refuse, required_at, string, wrong_type
 
 # Templates know no "developer": it is the newer name of the same role.
 _TEMPLATE_ROLES = {
@@ -14,11 +15,11 @@ _TEMPLATE_ROLES = {
 }
 _KNOWN_KEYS = frozenset({"role", "content", "name"})
 # Known keys that a text template would drop without a word.
-_UNSUPPORTED_KEYS = frozenset({"tool_calls", "function_call", "audio", "refusal"})
+_UNSUPPORTED_KEYS = frozenset({"function_call", "audio", "refusal"})
 
 
 def read_messages(param: str, value: object) -> list[dict[str, Any]]:
-    """Messages with role, text content and, where given, name and tool_call_id; at least one."""
+    """Messages with role, text content and, where given, name, tool_calls and tool_call_id; at least one."""
     messages = array(param, value)
     if not messages:
         refuse(
@@ -35,10 +36,15 @@ def _message(param: str, value: object) -> dict[str, Any]:
     role = _role(f"{param}.role", message.get("role"))
     _check_keys(param, role, message)
     content = message.get("content")
+    calls = _tool_calls(f"{param}.tool_calls", message) if role == "assistant" else []
+    if content is None and calls:
+        content = ""
     if content is None:
         missing = f"{param}.content"
         refuse(f"Missing required parameter: '{missing}'.", missing, "missing_required_parameter")
-    read = {"role": _TEMPLATE_ROLES[role], "content": _text(f"{param}.content", content)}
+    read: dict[str, Any] = {"role": _TEMPLATE_ROLES[role], "content": _text(f"{param}.content", content)}
+    if calls:
+        read["tool_calls"] = calls
     if message.get("name") is not None:
         read["name"] = string(f"{param}.name", message["name"])
     if role == "tool":
@@ -60,13 +66,54 @@ def _role(param: str, value: object) -> str:
 
 def _check_keys(param: str, role: str, message: dict[str, Any]) -> None:
     for key, value in message.items():
-        if key in _KNOWN_KEYS or (key == "tool_call_id" and role == "tool"):
+        if key in _KNOWN_KEYS or (role, key) in (("tool", "tool_call_id"), ("assistant", "tool_calls")):
             continue
         where = f"{param}.{key}"
-        if key not in _UNSUPPORTED_KEYS:
+        if key not in _UNSUPPORTED_KEYS | {"tool_calls"}:
             refuse(f"Unknown parameter: '{where}'.", where, "unknown_parameter")
         if value not in (None, []):
             refuse(f"Unsupported parameter: '{where}' is not supported.", where, "unsupported_parameter")
+
+
+def _tool_calls(param: str, message: dict[str, Any]) -> list[dict[str, Any]]:
+    """As templates take them: with the arguments as an object."""
+    value = message.get("tool_calls")
+    calls = []
+    for i, item in enumerate([] if value is None else array(param, value)):
+        where = f"{param}[{i}]"
+        call = json_object(where, item)
+        kind = required_at(where, call, "type", string)
+        if kind != "function":
+            refuse(
+                f"Unsupported value: '{kind}'. Only calls of the type 'function' are supported here.",
+                f"{where}.type",
+                "unsupported_value",
+            )
+        function = required_at(where, call, "function", json_object)
+        name = required_at(f"{where}.function", function, "name", string)
+        calls.append(
+            {
+                "id": required_at(where, call, "id", string),
+                "type": kind,
+                "function": {"name": name, "arguments": _arguments(f"{where}.function", function)},
+            }
+        )
+    return calls
+
+
+def _arguments(param: str, function: dict[str, Any]) -> dict[str, Any]:
+    text = required_at(param, function, "arguments", string)
+    try:
+        arguments = json.loads(text or "{}")
+    except ValueError:
+        arguments = None
+    if not isinstance(arguments, dict):
+        refuse(
+            f"Invalid '{param}.arguments': expected a JSON object, written as a string.",
+            f"{param}.arguments",
+            "invalid_value",
+        )
+    return arguments
 
 
 def _tool_call_id(param: str, value: object) -> str:

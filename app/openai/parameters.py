@@ -23,7 +23,7 @@ from app.openai.body import (
     string,
     wrong_type,
 )
-from engine.request import SamplingParams
+from engine.request import Grammar, SamplingParams
 
 MAX_STOP_STRINGS = 4
 _INT32 = 2**31
@@ -65,21 +65,21 @@ COMMON_HONOURED = frozenset(
         "stop_token_ids",
         "min_tokens",
         "ignore_eos",
+        "structured_outputs",
+        "guided_json",
+        "guided_regex",
+        "guided_choice",
+        "guided_grammar",
     }
 )
 
-# They say who asks, how to bill and what to cache: nothing about the text.
-COMMON_IGNORED = frozenset({"user", "metadata", "store"})
+# They say who asks, how to bill, what to cache, and which library to use: nothing about the text.
+COMMON_IGNORED = frozenset({"user", "metadata", "store", "guided_decoding_backend"})
 
 COMMON_UNSUPPORTED = {
     "stream": Unsupported(boolean, (False,)),
     "stream_options": Unsupported(json_object),
-    # Extensions of other engines: known, so that the message says what is wrong.
-    "structured_outputs": Unsupported(),
-    "guided_json": Unsupported(),
-    "guided_regex": Unsupported(),
-    "guided_choice": Unsupported(),
-    "guided_grammar": Unsupported(),
+    "guided_whitespace_pattern": Unsupported(string),
 }
 
 
@@ -109,11 +109,17 @@ def check_generates(model: str, context: TranslationContext) -> None:
 
 
 def read_sampling(
-    body: Json, *, max_tokens: int, vocab_size: int, seed_key: str, top_logprobs: int | None
+    body: Json,
+    *,
+    max_tokens: int,
+    vocab_size: int,
+    seed_key: str,
+    top_logprobs: int | None,
+    grammar: Grammar | None,
 ) -> SamplingParams:
     """How to choose tokens. `seed_key` names the request: it seeds one that brings no seed.
 
-    top_logprobs: see SamplingParams; each endpoint has its own way to ask for them.
+    top_logprobs, grammar: see SamplingParams; each endpoint has its own way to ask for them.
     """
     min_tokens = optional(body, "min_tokens", integer(0), 0)
     if min_tokens > max_tokens:
@@ -139,6 +145,7 @@ def read_sampling(
         min_tokens=min_tokens,
         ignore_eos=optional(body, "ignore_eos", boolean, False),
         top_logprobs=top_logprobs,
+        grammar=grammar,
     )
 
 

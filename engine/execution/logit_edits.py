@@ -12,18 +12,23 @@ import torch
 from numpy.typing import NDArray
 
 from engine.request import TokenIds
-from engine.scheduling.batch import SpecialRow
+from engine.scheduling.batch import SpecialRow, TokenMasks
 from engine.staging import to_device
 
 _NO_TOKENS = np.empty(0, dtype=np.int32)
 
 
-def edit_logits(logits: torch.Tensor, rows: Sequence[SpecialRow]) -> torch.Tensor:
+def edit_logits(
+    logits: torch.Tensor, rows: Sequence[SpecialRow], masks: TokenMasks | None = None
+) -> torch.Tensor:
     """logits [R, vocab] of `rows` to edited float32 [R, vocab].
 
     In this order: the repetition penalty (Keskar et al., 2019: divides positive logits, multiplies negative
     ones) for each token of prompt and output; what the frequency penalty takes for each time a token was put
-    out and the presence penalty for each token that was; biases; tokens that may not come yet become -inf.
+    out and the presence penalty for each token that was; biases; tokens that may not come yet, or not by the
+    row's grammar, become -inf.
+
+    masks: of the step; None only where no row has a grammar.
     """
     logits = logits.float()
     every = logits.view(-1)
@@ -37,9 +42,33 @@ def edit_logits(logits: torch.Tensor, rows: Sequence[SpecialRow]) -> torch.Tenso
     every[where] = every[where] - penalty
     where, bias = _entries(logits, rows, _biased_tokens, lambda row: _biases(row)[1])
     every.index_add_(0, where, bias)
-    where, never = _entries(logits, rows, lambda row: row.banned_ids, lambda row: float("-inf"))
+    where, never = _entries(logits, rows, _banned_tokens, lambda row: float("-inf"))
     every[where] = never
+    if masks is not None:
+        _mask(logits, rows, masks)
     return logits
+
+
+def _mask(logits: torch.Tensor, rows: Sequence[SpecialRow], masks: TokenMasks) -> None:
+    """The device gets bits, an eighth of a byte for each token of the vocabulary, and unpacks them."""
+    places = [place for place, row in enumerate(rows) if row.sampling.grammar is not None]
+    if not places:
+        return
+    allowed = masks.allowed[[masks.row[rows[place].index] for place in places]]
+    (packed,) = to_device([allowed], torch.uint8, logits.device)
+    bit = 1 << torch.arange(8, dtype=torch.uint8, device=logits.device)
+    banned = ((packed[:, :, None] & bit) == 0).flatten(1)[:, : logits.shape[-1]]
+    (where,) = to_device([np.array(places)], torch.int64, logits.device)
+    masked = logits if len(places) == len(rows) else logits[where]
+    masked[:, : banned.shape[-1]].masked_fill_(banned, float("-inf"))
+    masked[:, banned.shape[-1] :] = float("-inf")
+    if masked is not logits:
+        logits[where] = masked
+
+
+def _banned_tokens(row: SpecialRow) -> TokenIds:
+    # A grammar's mask knows of them, and of outputs that can do nothing but end.
+    return row.banned_ids if row.sampling.grammar is None else _NO_TOKENS
 
 
 def _seen_tokens(row: SpecialRow) -> TokenIds:

@@ -4,18 +4,22 @@ A sampled row draws one uniform number from its own seed and its position in its
 the token at which its cumulative probability passes that number (inverse transform sampling). Nothing
 else is random, so a request samples the same text alone, in a crowd, or after preemption.
 
+A row with a grammar chooses among the tokens that may come; where these are few, only their logits are read.
+
 In this order: a row's logits are edited (engine/execution/logit_edits.py), divided by its temperature, and
 turned into probabilities; of these top_k keeps the likeliest k, top_p of what is left the smallest set of
 likeliest tokens that has this share of it, min_p those at least so likely in proportion to the likeliest.
 Of equally likely tokens the lower id comes first.
 """
 
+from collections.abc import Mapping
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from engine.execution.logit_edits import edit_logits
-from engine.scheduling.batch import StepBatch
+from engine.scheduling.batch import Ints, StepBatch
 
 # Bounds the float64 copies that drawing makes: 256 rows of 128,000 tokens are 0.26 GB each.
 _ROWS_AT_ONCE = 256
@@ -30,15 +34,19 @@ def sample(logits: torch.Tensor, batch: StepBatch) -> NDArray[np.int32]:
     token_ids = logits.argmax(dim=-1)
     drawn = batch.temperature > 0
     edits = [row for row in batch.special if row.edits_logits]
+    masks = batch.masks() if batch.masks is not None else None
+    if masks is not None:
+        few = [row for row in edits if row.index in masks.few and not row.sampling.has_penalties]
+        edits = [row for row in edits if row.index not in masks.few or row.sampling.has_penalties]
+        for start in range(0, len(few), _ROWS_AT_ONCE):
+            rows = np.array([row.index for row in few[start : start + _ROWS_AT_ONCE]])
+            token_ids[_to(logits, rows)] = _choose_among(logits, batch, rows, masks.few)
+            drawn[rows] = False
     for start in range(0, len(edits), _ROWS_AT_ONCE):
         some = edits[start : start + _ROWS_AT_ONCE]
         rows = np.array([row.index for row in some])
         on_device = _to(logits, rows)
-        edited = edit_logits(logits[on_device], some)
-        token_ids[on_device] = edited.argmax(dim=-1)
-        hot = np.flatnonzero(drawn[rows])
-        if len(hot):
-            token_ids[_to(logits, rows[hot])] = _draw(edited[_to(logits, hot)], batch, rows[hot])
+        token_ids[on_device] = _choose(edit_logits(logits[on_device], some, masks), batch, rows)
         drawn[rows] = False
     drawn_rows = np.flatnonzero(drawn)
     for start in range(0, len(drawn_rows), _ROWS_AT_ONCE):
@@ -46,6 +54,33 @@ def sample(logits: torch.Tensor, batch: StepBatch) -> NDArray[np.int32]:
         on_device = _to(logits, rows)
         token_ids[on_device] = _draw(logits[on_device], batch, rows)
     return token_ids.cpu().numpy().astype(np.int32)
+
+
+def _choose(logits: torch.Tensor, batch: StepBatch, rows: Rows) -> torch.Tensor:
+    """logits [R, n] of the sampled rows `rows` to indices int64 [R], drawn where the row is hot."""
+    hot = np.flatnonzero(batch.temperature[rows] > 0)
+    if len(hot) == len(rows):
+        return _draw(logits, batch, rows)
+    chosen = logits.argmax(dim=-1)
+    if len(hot):
+        on_device = _to(logits, hot)
+        chosen[on_device] = _draw(logits[on_device], batch, rows[hot])
+    return chosen
+
+
+def _choose_among(
+    logits: torch.Tensor, batch: StepBatch, rows: Rows, few: Mapping[int, Ints]
+) -> torch.Tensor:
+    """Token ids int64 [R] of rows that only `few` tokens may follow. logits: [S, vocab], of all rows."""
+    many = [few[row] for row in rows.tolist()]
+    sizes = np.array([len(ids) for ids in many])
+    padded = np.zeros((len(many), sizes.max()), dtype=np.int64)
+    is_token = np.arange(padded.shape[1]) < sizes[:, None]
+    padded[is_token] = np.concatenate(many)
+    token_ids = torch.from_numpy(padded).to(logits.device)
+    among = logits[_to(logits, rows)[:, None], token_ids].float()
+    among.masked_fill_(torch.from_numpy(~is_token).to(logits.device), float("-inf"))
+    return token_ids.gather(1, _choose(among, batch, rows)[:, None])[:, 0]
 
 
 def uniform(seeds: NDArray[np.uint64], positions: NDArray[np.int32]) -> NDArray[np.float64]:

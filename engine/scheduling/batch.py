@@ -1,5 +1,6 @@
 """One step of work, as columns of arrays: all that a runner needs and nothing it must ask for."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,6 +29,21 @@ class SpecialRow:
     @property
     def edits_logits(self) -> bool:
         return self.sampling.edits_logits or len(self.banned_ids) > 0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TokenMasks:
+    """Which tokens the grammars of a step's rows let come next.
+
+    row: of each sampled row that has a grammar, by its index among the sampled rows, its row in `allowed`.
+    allowed: uint8 [M, ceil(tokens / 8)], token i of a row is bit i % 8 of byte i // 8; ids behind the last
+        bit are not allowed.
+    few: of the sampled rows that only few tokens may follow, these tokens, int32 in ascending order.
+    """
+
+    row: dict[int, int]
+    allowed: NDArray[np.uint8]
+    few: dict[int, Ints]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -96,6 +112,7 @@ class StepBatch:
         seeds: uint64 [S]
         num_generated: int32 [S], tokens generated before this one: the noise's position.
         special: of the rows whose request asks for more than that, in row order; most often none.
+        masks: waits for the masks of the rows that have a grammar; None: none of them has.
     """
 
     token_ids: Ints
@@ -117,6 +134,7 @@ class StepBatch:
     seeds: NDArray[np.uint64]
     num_generated: Ints
     special: tuple[SpecialRow, ...] = ()
+    masks: Callable[[], TokenMasks] | None = None
 
     @property
     def num_tokens(self) -> int:

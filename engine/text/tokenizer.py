@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ from numpy.typing import NDArray
 from transformers import AutoTokenizer
 
 from engine.errors import ChatTemplateError, ModelNotUsable
-from engine.request import TokenIds
+from engine.request import Grammar, TokenIds
+from engine.text.grammar import Grammars
 
 
 class Tokenizer:
@@ -42,23 +44,62 @@ class Tokenizer:
         control_tokens = sorted(self._added_tokens, key=len, reverse=True)
         self._control_token = re.compile("|".join(map(re.escape, control_tokens)) or "(?!)")
 
+    @cached_property
+    def grammars(self) -> Grammars:
+        """Grammars over these tokens; those that decode to nothing can only end an output."""
+        hidden = self.special_token_ids | {
+            token_id for token_id, token in self._tokenizer.added_tokens_decoder.items() if token.special
+        }
+        pieces = [b"" if id_ in hidden else self.token_bytes(id_) for id_ in range(self.vocab_size)]
+        return Grammars(pieces, self.eos_token_ids, self._encode_as_text)
+
+    def _encode_as_text(self, text: str) -> list[int]:
+        ids = self._tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        return list(map(int, ids))
+
+    def check_grammar(self, grammar: Grammar) -> None:
+        """Raises GrammarError if no output of this model can be held to it."""
+        self.grammars.check(grammar)
+
     def encode(self, text: str) -> TokenIds:
         """Token ids of a plain prompt, with the special tokens this tokenizer adds (a bos, usually)."""
         return np.asarray(self._tokenizer(text)["input_ids"], np.int32)
 
-    def render_chat(self, messages: Sequence[Mapping[str, Any]]) -> TokenIds:
+    def encode_markup(self, text: str) -> TokenIds:
+        """Token ids of text that a chat template writes: control tokens in it are control tokens."""
+        return np.asarray(self._tokenizer(text, add_special_tokens=False)["input_ids"], np.int32)
+
+    @property
+    def chat_template(self) -> str:
+        """The template that conversations with tools are rendered by; empty if there is none."""
+        template = self._tokenizer.chat_template or ""
+        if isinstance(template, dict):  # several, by name
+            template = template.get("tool_use", template.get("default", ""))
+        return str(template)
+
+    def render_chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] | None = None,
+    ) -> TokenIds:
         """Token ids of a conversation by the model's chat template, up to where its answer begins.
 
+        tools: functions that the answer may call, as OpenAI describes them.
         Text in a message that spells a control token stays text. Raises ChatTemplateError if the
-        model has no template, or the template does not take this conversation.
+        model has no template, or the template does not take this conversation or would drop a part of it.
         """
         if not self._tokenizer.chat_template:
             raise ChatTemplateError("This model has no chat template; use /v1/completions.")
+        if tools and not self._knows_tools:
+            raise ChatTemplateError("The model's chat template knows no tools.")
+        if any(message.get("tool_calls") for message in messages) and not self._knows_calls:
+            raise ChatTemplateError("The model's chat template shows no 'tool_calls' of earlier messages.")
         # Marking control tokens costs a third on top, so only conversations that contain one pay it.
-        sanitize = self._has_control_token(messages)
+        sanitize = self._has_control_token(messages) or self._has_control_token(tools)
         try:
             token_ids = self._tokenizer.apply_chat_template(
                 list(messages),
+                tools=list(tools) if tools else None,
                 add_generation_prompt=True,
                 return_dict=False,
                 sanitize_control_tokens=sanitize,
@@ -68,6 +109,28 @@ class Tokenizer:
                 f"The model's chat template rejects this conversation: {error}"
             ) from error
         return np.asarray(token_ids, np.int32)
+
+    @cached_property
+    def _knows_tools(self) -> bool:
+        return _PROBE in self._rendered([{"role": "user", "content": "Hi"}], [_tool(_PROBE)])
+
+    @cached_property
+    def _knows_calls(self) -> bool:
+        """Whether the name of a function that was called stands in what is rendered."""
+        call = {"id": "probe0001", "type": "function", "function": {"name": _PROBE, "arguments": {}}}
+        conversation: list[dict[str, Any]] = [
+            {"role": "user", "content": "Hi"},
+            {"role": "assistant", "content": "", "tool_calls": [call]},
+            {"role": "tool", "tool_call_id": "probe0001", "content": "Hi"},
+        ]
+        return _PROBE in self._rendered(conversation, [_tool("another")])
+
+    def _rendered(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]]) -> str:
+        """Empty if the template does not take it."""
+        try:
+            return str(self._tokenizer.apply_chat_template(messages, tools=tools, tokenize=False))
+        except Exception:
+            return ""
 
     def decode(self, token_ids: Sequence[int] | NDArray[np.int32]) -> str:
         """The text of these tokens, special tokens left out; bytes that are no UTF-8 become U+FFFD."""
@@ -97,6 +160,17 @@ class Tokenizer:
         if isinstance(value, Mapping):
             return any(map(self._has_control_token, value.values()))
         return isinstance(value, Sequence) and any(map(self._has_control_token, value))
+
+
+_PROBE = "probe_of_the_template"
+
+
+def _tool(name: str) -> dict[str, Any]:
+    parameters = {"type": "object", "properties": {}}
+    return {
+        "type": "function",
+        "function": {"name": name, "description": "A test.", "parameters": parameters},
+    }
 
 
 def _byte_of_character() -> dict[str, int]:

@@ -3,6 +3,8 @@
 A body goes the way a line goes: parsed, run by the engine, put into a response body.
 """
 
+import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -233,7 +235,62 @@ def test_completion_logprobs_echo_best_of_and_prompt_forms(engine: Engine) -> No
     assert best["usage"]["completion_tokens"] == 6 * 24
 
 
-IGNORED_EVERYWHERE: Body = {"user": "u", "metadata": {"a": "b"}, "store": True}
+SCHEMA: Body = {
+    "type": "object",
+    "properties": {"n": {"type": "integer", "minimum": 0, "maximum": 99}},
+    "required": ["n"],
+}
+CLOSED = SCHEMA | {"additionalProperties": False}
+NUMBER = re.compile(r'\{\s*"n"\s*:\s*\d+\s*\}')
+GRAMMARS: list[tuple[Body, str]] = [
+    ({"guided_json": CLOSED}, NUMBER.pattern),
+    ({"guided_json": json.dumps(CLOSED)}, NUMBER.pattern),
+    ({"guided_regex": "[a-c]{3}"}, "[a-c]{3}"),
+    ({"guided_choice": ["yes", "no"]}, "yes|no"),
+    ({"guided_grammar": "root ::= [0-9] [x-z]", "guided_decoding_backend": "xgrammar"}, "[0-9][x-z]"),
+    ({"structured_outputs": {"json": CLOSED}}, NUMBER.pattern),
+    ({"structured_outputs": {"regex": "[a-c]{3}", "json": None}}, "[a-c]{3}"),
+    ({"structured_outputs": {"choice": ["yes", "no"]}}, "yes|no"),
+    ({"structured_outputs": {"grammar": 'start: "x" | "y"'}}, "[xy]"),
+]
+RESPONSE_FORMATS: list[Body] = [
+    {"type": "json_object"},
+    {"type": "json_schema", "json_schema": {"name": "n", "schema": CLOSED, "strict": True}},
+]
+
+
+@pytest.mark.parametrize(("body", "pattern"), GRAMMARS)
+def test_an_output_is_held_to_its_grammar(ask: Asker, body: Body, pattern: str) -> None:
+    unbounded = {"ignore_eos": False, "max_tokens": 200}
+    assert all(re.fullmatch(pattern, text) for text in ask.texts(unbounded | body, seeds=4))
+
+
+@pytest.mark.parametrize("form", RESPONSE_FORMATS)
+def test_a_chat_answers_in_its_response_format(engine: Engine, form: Body) -> None:
+    ask = Asker(engine, CHAT)
+    bracket = str(engine.tokenizer.encode("}")[0])  # weights are random: it would go on for long
+    body = {"ignore_eos": False, "max_tokens": 300, "logit_bias": {bracket: 100}}
+    choice = ask.choices(body | {"response_format": form})[0]
+    assert choice["finish_reason"] == "stop"
+    assert isinstance(json.loads(choice["message"]["content"]), dict)
+    if form["type"] == "json_schema":
+        assert NUMBER.fullmatch(choice["message"]["content"])
+
+
+def test_a_grammar_that_cannot_be_is_a_400_line(ask: Asker) -> None:
+    error = ask({"ignore_eos": False, "guided_json": {"type": "integer", "minimum": 5, "maximum": 3}})[
+        "error"
+    ]
+    assert (error["code"], error["param"]) == ("invalid_value", "guided_json")
+    assert "minimum" in error["message"]
+
+
+IGNORED_EVERYWHERE: Body = {
+    "user": "u",
+    "metadata": {"a": "b"},
+    "store": True,
+    "guided_decoding_backend": "outlines",
+}
 IGNORED_IN_CHAT: Body = {
     "safety_identifier": "s",
     "prompt_cache_key": "k",

@@ -12,7 +12,11 @@ from hypothesis import strategies as st
 from app.batch_input import InputLimits, InputLine, read_lines
 from app.client.convert import Asking, NotConvertible, batch_lines, join_results, read_rows, row_writer
 from app.client.converting import make_batch_file
+from app.openai.body import Translated, TranslationContext
+from app.openai.chat import parse_chat
+from engine.request import Grammar, GrammarKind
 from tests.app.test_cli import batchllm
+from tests.fakes import ByteTokenizer
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0\r"), max_size=20)
 ROWS = [
@@ -168,4 +172,7 @@ def test_the_schema_goes_into_every_request(tmp_path: Path) -> None:
     assert batchllm("convert", table, "-o", tmp_path / "b.jsonl", *asked).returncode == 0
     body = json.loads((tmp_path / "b.jsonl").read_text())["body"]
     assert body["response_format"]["json_schema"]["schema"] == {"type": "object"}
+    line = parse_chat(body, TranslationContext(ByteTokenizer(), max_context=200), seed_key="a")
+    assert isinstance(line, Translated)
+    assert line.sampling.grammar == Grammar(GrammarKind.JSON_SCHEMA, '{"type": "object"}')
     assert body["temperature"] == 0

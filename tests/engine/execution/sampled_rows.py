@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from engine.request import SamplingParams
-from engine.scheduling.batch import SpecialRow, StepBatch
+from engine.scheduling.batch import SpecialRow, StepBatch, TokenMasks
 
 
 def sampled_rows(
@@ -15,12 +15,13 @@ def sampled_rows(
     prompt: Sequence[int] = (),
     output: Sequence[int] = (),
     banned: Sequence[int] = (),
+    masks: TokenMasks | None = None,
 ) -> StepBatch:
     """One row a request; all have the same tokens so far, and may not take the banned ones."""
     columns = {
         field.name: np.zeros(0, np.int32)
         for field in dataclasses.fields(StepBatch)
-        if field.name != "special"
+        if field.name not in ("special", "masks")
     }
     columns |= {
         "temperature": np.array([one.temperature for one in params], np.float32),
@@ -32,4 +33,4 @@ def sampled_rows(
     }
     tokens = [np.array(ids, np.int32) for ids in (prompt, output, banned)]
     special = [SpecialRow(i, one, *tokens) for i, one in enumerate(params) if one.is_special]
-    return StepBatch(**columns, special=tuple(special))
+    return StepBatch(**columns, special=tuple(special), masks=None if masks is None else lambda: masks)

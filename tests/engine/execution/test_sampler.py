@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.execution.sampler import sample, uniform
-from engine.request import SamplingParams
+from engine.request import Grammar, GrammarKind, SamplingParams
+from engine.scheduling.batch import TokenMasks
 from tests.engine.execution.sampled_rows import sampled_rows
 
 LOGITS = torch.tensor([2.0, 1.5, 1.0, 0.0, -0.5, -1.0])
@@ -111,6 +112,55 @@ def test_end_tokens_wait_for_the_least_number_of_tokens(temperature):
     early = sample(logits, sampled_rows(params, 1, banned=(0, 1)))
     assert set(early.tolist()).isdisjoint({0, 1})
     assert 0 in sample(logits, sampled_rows(params, 2))
+
+
+GRAMMAR = Grammar(GrammarKind.REGEX, "a")
+
+
+def _held(logits, allowed, *, few, num_rows=20_000, **sampling):
+    """Tokens of rows that only `allowed` may follow; every third row has no grammar."""
+    params = [
+        SamplingParams(max_tokens=99, seed=seed, grammar=GRAMMAR if seed % 3 else None, **sampling)
+        for seed in range(num_rows)
+    ]
+    held = [seed for seed in range(num_rows) if seed % 3]
+    bits = np.zeros(8, np.uint8)
+    bits[list(allowed)] = 1
+    masks = TokenMasks(
+        {row: place for place, row in enumerate(held)},
+        np.broadcast_to(np.packbits(bits, bitorder="little"), (len(held), 1)),
+        {row: np.array(allowed, np.int32) for row in held if few},
+    )
+    batch = sampled_rows(params, masks=masks, output=OUTPUT)
+    return sample(logits.expand(num_rows, -1).clone(), batch)[held]
+
+
+@pytest.mark.parametrize("few", [True, False])
+@pytest.mark.parametrize(
+    "sampling", [{}, {"top_p": 0.6}, {"top_k": 1}, {"presence_penalty": 1.5}, {"temperature": 0.0}]
+)
+def test_a_row_with_a_grammar_takes_what_it_allows(sampling, few):
+    """In the proportions of the logits; ids behind the mask's last bit never come."""
+    allowed = (1, 2, 4)
+    logits = torch.cat([LOGITS, torch.full((6,), 9.0)])
+    edited = LOGITS.numpy() - np.isin(np.arange(6), OUTPUT) * sampling.get("presence_penalty", 0.0)
+    exact = np.where(np.isin(np.arange(6), allowed), _softmax(edited), 0)
+    drawn = _held(logits, allowed, few=few, **sampling)
+    if sampling.keys() <= {"presence_penalty"}:
+        counts = np.bincount(drawn, minlength=6)
+        expected = exact / exact.sum() * len(drawn)
+        assert counts[exact == 0].sum() == 0
+        assert (((counts - expected) ** 2)[exact > 0] / expected[exact > 0]).sum() < 30  # once in 3 million
+    else:
+        assert set(drawn.tolist()) == ({1, 2} if "top_p" in sampling else {1})
+
+
+def test_few_and_many_tokens_are_chosen_among_alike():
+    for sampling in ({}, {"top_k": 2}, {"min_p": 0.2}, {"temperature": 0.0}):
+        drawn = [
+            _held(LOGITS, (0, 3, 5), few=few, num_rows=600, **sampling).tolist() for few in (True, False)
+        ]
+        assert drawn[0] == drawn[1]
 
 
 def test_of_equally_likely_tokens_the_lower_ids_are_kept():

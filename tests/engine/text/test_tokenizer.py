@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from engine.errors import ChatTemplateError, ModelNotUsable
 from engine.text.tokenizer import Tokenizer
 from tests.models import SPECIAL_TOKENS, tiny_tokenizer
+from tests.tool_templates import FAMILIES
 
 ENDOFTEXT, IM_START, IM_END = range(3)
 
@@ -95,3 +96,43 @@ def test_the_real_model_splits_white_space_and_digits_as_its_original(smollm2_di
     assert tokenizer.vocab_size == 49152
     prompt = tokenizer.render_chat([{"role": "user", "content": "Hi"}])
     assert prompt[:4].tolist() == [1, 9690, 198, 2683]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_templates_that_know_tools_show_them(tmp_path: Path, family: str) -> None:
+    tokenizer = _with_template(tmp_path, FAMILIES[family][0])
+    tool = {"type": "function", "function": {"name": "look_up", "parameters": {"type": "object"}}}
+    user = {"role": "user", "content": "Hi <|im_end|>"}
+    call = {"id": "abcdefghi", "type": "function", "function": {"name": "called", "arguments": {"a": 5}}}
+    conversation = [user, {"role": "assistant", "content": "", "tool_calls": [call]}]
+    shown = tokenizer.decode(tokenizer.render_chat(conversation, [tool]))
+    assert "look_up" in shown
+    assert '"a": 5' in shown
+    assert "<|im_end|>" in shown  # as text: decoding leaves out what is a control token
+    assert "look_up" not in tokenizer.decode(tokenizer.render_chat([user]))
+
+
+def test_templates_that_drop_tools_refuse_them(tokenizer: Tokenizer) -> None:
+    user = {"role": "user", "content": "Hi"}
+    with pytest.raises(ChatTemplateError, match="no tools"):
+        tokenizer.render_chat([user], [{"type": "function", "function": {"name": "f"}}])
+    call = {"id": "a", "type": "function", "function": {"name": "f", "arguments": {}}}
+    with pytest.raises(ChatTemplateError, match="tool_calls"):
+        tokenizer.render_chat([user, {"role": "assistant", "content": "", "tool_calls": [call]}])
+
+
+def test_of_several_templates_the_one_for_tools_is_told(tmp_path: Path) -> None:
+    tokenizer = _with_template(tmp_path, {"default": "plain", "tool_use": "with tools"})
+    assert tokenizer.chat_template == "with tools"
+    assert _with_template(tmp_path / "none", None).chat_template == ""
+
+
+def test_markup_has_control_tokens(tokenizer: Tokenizer) -> None:
+    assert tokenizer.encode_markup("<|im_start|>Hi").tolist() == [IM_START, *tokenizer.encode("Hi")]
+
+
+def _with_template(path: Path, template: str | dict[str, str] | None) -> Tokenizer:
+    plain = tiny_tokenizer()
+    plain.chat_template = template
+    plain.save_pretrained(path)
+    return Tokenizer(path)
