@@ -213,8 +213,8 @@ class Intake:
         owner = batch.claim.owner
         scope = owner if self._settings.share_prefixes == "tenant" else _ALL_TENANTS
         refusals = self._engine.add(requests, priority=batch.claim.priority, tenant=owner, scope=scope)
-        if self._engine.outline is not None:
-            batch.plan(self._engine.outline)
+        if batch.entered_whole and (outline := self._engine.outline(requests)) is not None:
+            batch.plan(outline)
         refused, request_ids = batch.refuse(refusals)
         self._engine.drop(request_ids)
         self._recorder.put(batch.queue, refused)

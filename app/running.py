@@ -71,6 +71,7 @@ class RunningBatch:
     untranslated: the lines still to be translated; None: there are none, and those that wait are in order.
     waiting: lines that are not in the engine yet, the next one last.
     unanswered: the lines that the engine holds requests of, by line id.
+    num_entries: how often lines joined the engine.
     undone: lines that left the engine without an answer; their attempts are to be taken back.
     num_prompt_tokens: of the lines that wait or are in the engine.
     prompt_tokens_done, output_tokens_done: of the lines answered so far, those of earlier claims included.
@@ -85,6 +86,7 @@ class RunningBatch:
     waiting: list[RunningLine] = field(default_factory=list)
     unanswered: dict[int, RunningLine] = field(default_factory=dict)
     undone: list[PendingLine] = field(default_factory=list)
+    num_entries: int = 0
     num_prompt_tokens: int = 0
     prompt_tokens_done: int = 0
     output_tokens_done: int = 0
@@ -137,12 +139,17 @@ class RunningBatch:
         """Notes that the last of the waiting lines are in the engine."""
         del self.waiting[len(self.waiting) - len(lines) :]
         self.unanswered.update((running.line.id, running) for running in lines)
+        self.num_entries += 1
+
+    @property
+    def entered_whole(self) -> bool:
+        """Whether all lines that there were to run are in the engine since they entered together."""
+        return not self.waiting and self.num_entries == 1
 
     def plan(self, outline: Outline) -> None:
-        """Notes what is shared by all lines that there are to run, if they were planned together."""
-        if not self.waiting:
-            self.telemetry.plan(outline, lambda id_: self.unanswered[line_id(id_)].line.custom_id)
-            self.watch.outline = self.telemetry.outline
+        """Notes what all lines share, to be told."""
+        self.telemetry.plan(outline, lambda id_: self.unanswered[line_id(id_)].line.custom_id)
+        self.watch.outline = self.telemetry.outline
 
     def measure(self, point: Point, kv_capacity_tokens: int) -> None:
         """Puts what the worker did where the heartbeat finds it."""

@@ -111,9 +111,8 @@ class Telemetry:
             self._series = Series(stored["points"], stored["interval_seconds"])
 
     def plan(self, outline: Outline, custom_id_of: Callable[[int], str]) -> None:
-        """Takes in what is shared; the first time counts: later plans are of what is left."""
-        if self.outline is None:
-            self.outline = outline_json(outline, custom_id_of)
+        """Takes in what is shared."""
+        self.outline = outline_json(outline, custom_id_of)
 
     def add(self, point: Point, kv_capacity_tokens: int) -> None:
         self._kv_capacity_tokens = kv_capacity_tokens

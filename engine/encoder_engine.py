@@ -106,10 +106,8 @@ class EncoderEngine:
         """Sums so far."""
         return self._stats
 
-    @property
-    def outline(self) -> None:
-        """Texts share nothing: each is computed whole."""
-        return None
+    def outline(self, requests: Sequence[Request]) -> None:
+        """None: texts share nothing, each is computed whole."""
 
     @property
     def load(self) -> EngineLoad:

@@ -60,7 +60,6 @@ class Engine:
         self._stats = EngineStats(
             load_seconds=load_seconds, kv_capacity_tokens=pool.num_pages * pool.page_size
         )
-        self._outline: Outline | None = None
         self._masker = TokenMasker(lambda: tokenizer.grammars)
 
     def add(
@@ -81,8 +80,6 @@ class Engine:
         alone = requests if scope is None else self._join(requests, priority, tenant, scope)
         plan = self._plan(alone)
         self._enter(plan, priority, tenant, scope, below=None)
-        by_themselves = plan if len(alone) == len(requests) else self._plan(requests)
-        self._outline = outline_of(by_themselves, self.tokenizer.decode)
         self._stats.plan_seconds += time.perf_counter() - started
         return list(plan.refused)
 
@@ -93,18 +90,17 @@ class Engine:
         self, requests: Sequence[Request], priority: int, tenant: str, scope: Hashable
     ) -> Sequence[Request]:
         """Lets requests grow from segments that are here already. Returns those that cannot."""
-        alone: list[Request] = []
-        below: dict[Segment, list[Request]] = {}
-        for request, segment in zip(requests, self._scheduler.segments_for(requests, scope), strict=True):
-            (alone if segment is None else below.setdefault(segment, [])).append(request)
-        for segment, members in below.items():
-            num_pages = self._pool.num_pages - self._scheduler.pages_down_to(segment)
+        branches, alone = self._scheduler.branches(requests, scope)
+        for branch in branches:
             plan = make_plan(
-                members, page_size=self._pool.page_size, num_pages=num_pages, num_ready=segment.stop
+                branch.requests,
+                page_size=self._pool.page_size,
+                num_pages=branch.num_pages,
+                num_ready=branch.below.stop,
             )
-            self._enter(plan, priority, tenant, scope, below=segment)
+            self._enter(plan, priority, tenant, scope, below=branch.below)
             unfit = {refusal.request_id for refusal in plan.refused}  # the chain is cut into too many pages
-            alone += [request for request in members if request.request_id in unfit]
+            alone += [request for request in branch.requests if request.request_id in unfit]
         return alone
 
     def _enter(self, plan: Plan, priority: int, tenant: str, scope: Hashable, below: Segment | None) -> None:
@@ -112,10 +108,9 @@ class Engine:
         self._stats.prompt_tokens += plan.num_prompt_tokens
         self._watch(plan)
 
-    @property
-    def outline(self) -> Outline | None:
-        """What the requests of the last call of `add` share among themselves; None before the first."""
-        return self._outline
+    def outline(self, requests: Sequence[Request]) -> Outline:
+        """What these requests share among themselves, whatever is here beside them."""
+        return outline_of(self._plan(requests), self.tokenizer.decode)
 
     def drop(self, request_ids: Collection[int]) -> None:
         """Take requests out, finished or not, and free what only they used."""

@@ -89,7 +89,6 @@ class FakeEngine:
     stats: EngineStats = field(default_factory=lambda: EngineStats(kv_capacity_tokens=10_000))
     starts: Counter[int] = field(default_factory=Counter)
     waiting: dict[int, Request] = field(default_factory=dict)
-    outline: Outline | None = None
     priorities: dict[int, int] = field(default_factory=dict)
 
     def add(
@@ -102,14 +101,16 @@ class FakeEngine:
                 refusals.append(Refusal(request.request_id, f"it needs more than {self.kv_tokens} KV slots"))
             else:
                 self.waiting[request.request_id] = request
-        plan = make_plan(requests, page_size=1, num_pages=self.kv_tokens)
-        self.outline = outline_of(plan, self.tokenizer.decode)
         new = {request.request_id: priority for request in requests}
         if priority > min(self.priorities.values(), default=priority):
             by_priority = sorted(self.waiting, key=lambda id_: -(self.priorities | new)[id_])
             self.waiting = {id_: self.waiting[id_] for id_ in by_priority}
         self.priorities = {id_: (self.priorities | new)[id_] for id_ in self.waiting}
         return refusals
+
+    def outline(self, requests: Sequence[Request]) -> Outline:
+        plan = make_plan(requests, page_size=1, num_pages=self.kv_tokens)
+        return outline_of(plan, self.tokenizer.decode)
 
     def drop(self, request_ids: Collection[int]) -> None:
         for request_id in request_ids:

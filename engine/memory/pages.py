@@ -12,7 +12,7 @@ def is_one_run(page_ids: PageIds) -> bool:
     """Whether the pages, at least one, follow each other."""
     # Ends that lie right apart are nearly always a run; only then is it worth looking closer.
     has_ends_of_run = int(page_ids[-1]) - int(page_ids[0]) == len(page_ids) - 1
-    return has_ends_of_run and bool((page_ids[1:] - page_ids[:-1] == 1).all())
+    return has_ends_of_run and np.count_nonzero(page_ids[1:] - page_ids[:-1] == 1) == len(page_ids) - 1
 
 
 class PagePool:

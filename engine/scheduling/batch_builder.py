@@ -6,7 +6,8 @@ import numpy as np
 
 from engine.request import TokenIds
 from engine.scheduling.batch import Ints, SpecialRow, StepBatch
-from engine.scheduling.residents import Layout, Residents, Slots
+from engine.scheduling.layout import Layout, Slots
+from engine.scheduling.residents import Residents
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -23,6 +23,8 @@ def check_forest(unfinished: Iterable[Sequence], occupancy: Occupancy) -> None:
     assert len(residents) == int(table.is_resident.sum()), "somebody finished has pages"
     for segment in residents:
         _check_resident(segment, occupancy)
+    num_shared = sum(len(segment.page_ids) for segment in members if segment.slot is not None)
+    assert table.num_shared_pages == num_shared, f"{table.num_shared_pages} counted, {num_shared} there"
     pages = np.concatenate([np.empty(0, dtype=np.int32), *(segment.page_ids for segment in residents)])
     assert len(np.unique(pages)) == len(pages) == occupancy.pool.num_used, "a page has no owner, or two"
     for segment in members:

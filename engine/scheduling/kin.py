@@ -5,12 +5,57 @@ is found by bisection, and its nearest kin is right before or after it.
 """
 
 from bisect import bisect_left
+from collections.abc import Hashable
+from collections.abc import Sequence as Many
+from dataclasses import dataclass
 
 from engine.planning.prefix_tree import num_shared_tokens
-from engine.request import TokenIds
+from engine.request import Request, TokenIds
 from engine.scheduling.occupancy import Occupancy
 from engine.scheduling.segment import Segment
 from engine.scheduling.sequence import Sequence
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Branch:
+    """New requests whose prompts go on from one segment that is here.
+
+    num_pages: that each of them may have beside those of the segment and of all above it.
+    """
+
+    below: Segment
+    requests: list[Request]
+    num_pages: int
+
+
+class Scopes:
+    """The unfinished requests that later ones may share with, by sharing scope."""
+
+    def __init__(self, occupancy: Occupancy) -> None:
+        self._occupancy = occupancy
+        self._kin: dict[Hashable, Kin] = {}
+
+    def add(self, sequence: Sequence, scope: Hashable) -> None:
+        """scope: None is one that nobody looks up."""
+        if scope is not None:
+            self._kin.setdefault(scope, Kin()).add(sequence)
+
+    def branches(self, requests: Many[Request], scope: Hashable) -> tuple[list[Branch], list[Request]]:
+        """The requests that can go on from what is here of the scope, and those that cannot."""
+        self._kin = {scope: kin for scope, kin in self._kin.items() if kin.settle()}
+        kin = self._kin.get(scope)
+        if kin is None:
+            return [], list(requests)
+        alone: list[Request] = []
+        below: dict[Segment, list[Request]] = {}
+        for request in requests:
+            segment = kin.segment_for(request.prompt_ids, self._occupancy)
+            (alone if segment is None else below.setdefault(segment, [])).append(request)
+        num_pages = self._occupancy.pool.num_pages
+        return [
+            Branch(segment, members, num_pages - self._occupancy.pages_down_to(segment))
+            for segment, members in below.items()
+        ], alone
 
 
 class Kin:

@@ -24,6 +24,11 @@ class Occupancy:
         """Pages to allocate for the segments above `sequence` before it can run."""
         return sum(self.pool.num_pages_for(len(segment.token_ids)) for segment in _absent_above(sequence))
 
+    def pages_down_to(self, segment: Segment) -> int:
+        """Pages of the segment and of all above it, whether it has them now or not."""
+        above = 0 if segment.parent is None else self.pages_down_to(segment.parent)
+        return above + self.pool.num_pages_for(len(segment.token_ids))
+
     def pages_within_reach(self, sequence: Sequence) -> int:
         """Free pages and pages of idle segments that are not above `sequence`."""
         reach = self.pool.num_free + int(self.residents.num_pages[self.residents.is_idle].sum())

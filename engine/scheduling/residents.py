@@ -1,17 +1,13 @@
 """The resident table: every segment that has pages, as columns, so that a step is a few array operations."""
 
-from dataclasses import dataclass
-from operator import attrgetter
-
 import numpy as np
 from numpy.typing import NDArray
 
 from engine.memory.pages import PageIds, is_one_run
 from engine.request import TokenIds
+from engine.scheduling.layout import Layout, Slots, lay_out
 from engine.scheduling.segment import NO_PAGES, Segment
 from engine.scheduling.sequence import Sequence
-
-Slots = NDArray[np.int64]
 
 _ROOT_LEAF_PLACE = -1
 
@@ -45,21 +41,6 @@ _COLUMNS = {
 }
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Layout:
-    """The residents in preorder; it lasts until a segment enters, leaves, or its pages change.
-
-    slots: int64 [R]
-    subtree_stop: int64 [R], one past the last resident of the subtree, as an index into `slots`.
-    page_start: int32 [R + 1], page_ids: int32 [P]: resident i owns page_ids[page_start[i]:page_start[i + 1]].
-    """
-
-    slots: Slots
-    subtree_stop: NDArray[np.int64]
-    page_start: NDArray[np.int32]
-    page_ids: PageIds
-
-
 class Residents:
     """Columns indexed by slot; a slot stays with its segment from `enter` to `leave`.
 
@@ -73,6 +54,7 @@ class Residents:
         more than that of the segment above. place_stop: of a shared segment, where its subtree is over.
     decoding: a leaf of which only the last known token is left to compute: one row a step.
     last_token: last known token of a decoding leaf.
+    num_shared_pages: of all shared segments together, one number.
     The other columns are those of Segment and of the request.
     """
 
@@ -109,6 +91,7 @@ class Residents:
         self._layout: Layout | None = None
         self._has_places = True
         self._next_place = 0
+        self.num_shared_pages = 0
         for name, dtype in _COLUMNS.items():
             setattr(self, name, np.zeros(0, dtype=dtype))
         self._outputs = np.zeros((0, 64), dtype=np.int32)  # int32 [slots, tokens generated]
@@ -139,6 +122,8 @@ class Residents:
         segment.num_ever_computed = max(segment.num_ever_computed, int(self.num_computed[slot]))
         if isinstance(segment, Sequence):
             segment.output_ids = self.output_of(slot).copy()
+        else:
+            self.num_shared_pages -= len(segment.page_ids)
         pages = segment.page_ids
         segment.page_ids = NO_PAGES
         segment.slot = None
@@ -151,6 +136,8 @@ class Residents:
 
     def set_pages(self, segment: Segment, page_ids: PageIds) -> None:
         slot = self.slot_of(segment)
+        if not isinstance(segment, Sequence):
+            self.num_shared_pages += len(page_ids) - len(segment.page_ids)
         segment.page_ids = page_ids
         self.num_pages[slot] = len(page_ids)
         self.first_page[slot] = page_ids[0]
@@ -186,6 +173,11 @@ class Residents:
         segment = self._segments[slot]
         assert isinstance(segment, Sequence), f"slot {slot} holds {segment}"
         return segment
+
+    def latest_leaf(self) -> Sequence:
+        """The one that ranks behind all others."""
+        slots = np.flatnonzero(self.is_leaf)
+        return self.sequence_at(int(slots[np.argmax(self.rank[slots])]))
 
     def output_of(self, slot: int) -> TokenIds:
         """int32: what the leaf in `slot` has generated; a view that lasts until the next token."""
@@ -228,35 +220,10 @@ class Residents:
 
     def layout(self) -> Layout:
         if self._layout is None:
-            self._layout = self._lay_out()
+            if not self._has_places:
+                self._place_shared()
+            self._layout = lay_out(self)
         return self._layout
-
-    def _lay_out(self) -> Layout:
-        slots = np.flatnonzero(self.is_resident)
-        if not self._has_places:
-            self._place_shared()
-        key = self.place[slots]
-        by_place = np.argsort(key)
-        slots, key = slots[by_place], key[by_place]
-        stop = np.arange(1, len(slots) + 1)
-        shared = np.flatnonzero(key % 2 == 0)
-        stop[shared] = np.searchsorted(key, self.place_stop[slots[shared]])
-        page_start = np.zeros(len(slots) + 1, dtype=np.int32)
-        np.cumsum(self.num_pages[slots], out=page_start[1:])
-        # As if each had one run of pages; those that have more are fewer, and written over.
-        page_ids = np.arange(page_start[-1], dtype=np.int32)
-        page_ids += np.repeat(self.first_page[slots] - page_start[:-1], self.num_pages[slots])
-        is_scattered = ~self.in_one_run[slots]
-        if is_scattered.any():
-            scattered = map(self._segments.__getitem__, slots[is_scattered].tolist())
-            pages = np.concatenate(list(map(attrgetter("page_ids"), scattered)))
-            page_ids[np.repeat(is_scattered, self.num_pages[slots])] = pages
-        return Layout(
-            slots=slots,
-            subtree_stop=stop,
-            page_start=page_start,
-            page_ids=page_ids,
-        )
 
     def _place_shared(self) -> None:
         """Numbers the residents in preorder."""

@@ -6,22 +6,22 @@ from collections.abc import Sequence as Many
 import numpy as np
 
 from engine.memory.pages import PagePool
-from engine.planning.forest import Ints
 from engine.planning.lengths import LengthEstimator
 from engine.planning.plan import Plan
 from engine.request import FinishReason, Request, TokenIds
 from engine.scheduling.batch import StepBatch
 from engine.scheduling.batch_builder import Span, build_batch
 from engine.scheduling.invariants import check_forest
-from engine.scheduling.kin import Kin
+from engine.scheduling.kin import Branch, Scopes
+from engine.scheduling.layout import Slots
 from engine.scheduling.occupancy import Occupancy
-from engine.scheduling.residents import Residents, Slots
+from engine.scheduling.outlook import Outlook
+from engine.scheduling.residents import Residents
 from engine.scheduling.segment import Segment
 from engine.scheduling.sequence import Sequence
 from engine.scheduling.turns import Turns
 
 _STEPS_PER_TURN = 32  # of a tenant, where it is not over earlier
-_RANKS_PER_PRIORITY = 1 << 40
 
 
 class Scheduler:
@@ -62,11 +62,11 @@ class Scheduler:
         self._lengths = lengths
         self._residents = Residents()
         self._occupancy = Occupancy(pool, self._residents)
-        self._next_rank: dict[int, int] = {}  # by priority
+        self._outlook = Outlook(self._residents, lengths, pool.page_size)
         self._unfinished: dict[int, Sequence] = {}
         self._turns = Turns(_STEPS_PER_TURN * max_batch_tokens)
         self._tenants: dict[str, int] = {}
-        self._kin: dict[Hashable, Kin] = {}  # by sharing scope
+        self._scopes = Scopes(self._occupancy)
         # Running sequences that do not decode yet: few, since a step admits only while it has rows left.
         self._filling: list[Sequence] = []
         self._num_running = 0
@@ -90,8 +90,7 @@ class Scheduler:
     @property
     def num_shared_pages(self) -> int:
         """Pages that shared prefixes have now."""
-        table = self._residents
-        return int(table.num_pages[table.is_resident & ~table.is_leaf].sum())
+        return self._residents.num_shared_pages
 
     def add(
         self,
@@ -106,7 +105,7 @@ class Scheduler:
 
         What runs already goes on, but nothing of lower priority is admitted before these are.
         scope: requests of later plans may share with these if theirs is the same; None: nobody may.
-        below: the segment, from `segments_for`, that all prompts of the plan go on from.
+        below: the segment, of `branches`, that all prompts of the plan go on from.
         """
         number = self._tenants.setdefault(tenant, len(self._tenants))
         segments: list[Segment] = []
@@ -123,27 +122,17 @@ class Scheduler:
                 self._unfinished[request_id] = sequence
                 self._turns.add(sequence)
                 segments.append(sequence)
-                if scope is not None:
-                    self._kin.setdefault(scope, Kin()).add(sequence)
+                self._scopes.add(sequence, scope)
             if parent is not None:
                 parent.num_members += 1
 
-    def segments_for(self, requests: Many[Request], scope: Hashable) -> list[Segment | None]:
-        """For each request the segment of earlier plans in the scope that its prompt can go on from, if any.
+    def branches(self, requests: Many[Request], scope: Hashable) -> tuple[list[Branch], list[Request]]:
+        """The requests whose prompts can go on from segments of earlier plans in the scope, and the others.
 
         Good until the next `drop` or step.
         """
         assert self._sampled is None, "between commit and the next step only"
-        self._kin = {scope: kin for scope, kin in self._kin.items() if kin.settle()}
-        kin = self._kin.get(scope)
-        if kin is None:
-            return [None] * len(requests)
-        return [kin.segment_for(request.prompt_ids, self._occupancy) for request in requests]
-
-    def pages_down_to(self, segment: Segment) -> int:
-        """Pages of the segment and of all above it."""
-        above = 0 if segment.parent is None else self.pages_down_to(segment.parent)
-        return above + self._pool.num_pages_for(len(segment.token_ids))
+        return self._scopes.branches(requests, scope)
 
     def drop(self, request_ids: Collection[int]) -> None:
         """Forgets requests, wherever they stand; ids that are not held (any more) are ignored."""
@@ -228,7 +217,7 @@ class Scheduler:
             return
         slots = np.flatnonzero(is_short)
         slots = slots[np.argsort(table.rank[slots])]
-        wanted = self._pages_to_expect(slots) - table.num_pages[slots]
+        wanted = self._outlook.pages_in(slots) - table.num_pages[slots]
         sequences = [table.sequence_at(slot) for slot in slots.tolist()]
         for index, sequence in enumerate(sequences):
             if sequence.slot is None:
@@ -245,12 +234,8 @@ class Scheduler:
         """
         self._occupancy.reclaim_unwritten(num_pages)
         while not self._pool.num_free and not self._occupancy.evict_idle():
-            self._preempt(self._latest_running())
+            self._preempt(self._residents.latest_leaf())
         return sequence.slot is not None
-
-    def _latest_running(self) -> Sequence:
-        slots = np.flatnonzero(self._residents.is_leaf)
-        return self._residents.sequence_at(int(slots[np.argmax(self._residents.rank[slots])]))
 
     def _preempt(self, sequence: Sequence) -> None:
         self._stop_running(sequence)
@@ -275,11 +260,11 @@ class Scheduler:
         self._filling.sort(key=lambda sequence: (not self._residents.has_prefix(sequence), sequence.rank))
         for sequence in self._filling:
             num_rows -= self._advance(sequence, num_rows, spans)
-        outlook: int | None = None
+        num_to_come: int | None = None
         while num_rows and (first := self._next_waiting()) is not None:
-            if outlook is None:
-                outlook = self._pages_still_to_come()
-            if not self._admit(first, outlook):
+            if num_to_come is None:
+                num_to_come = self._outlook.pages_still_to_come()
+            if not self._admit(first, num_to_come):
                 break
             num_rows -= self._advance(first, num_rows, spans)
         return spans
@@ -305,20 +290,13 @@ class Scheduler:
         self.num_recomputed_tokens += min(stop, first_new) - start
         self.num_computed_prompt_tokens += max(min(stop, len(segment.token_ids)) - first_new, 0)
 
-    def _admit(self, sequence: Sequence, outlook: int) -> bool:
-        """Lets the first waiting sequence run if its expected pages are there beside `outlook` others."""
-        sampling = sequence.request.sampling
-        num_output = self._lengths.expected(
-            len(sequence.output_ids), sampling.max_tokens, sampling.ignore_eos
-        )
-        # The last token generated is never fed back.
-        own_pages = self._pool.num_pages_for(len(sequence.token_ids) + num_output - 1)
+    def _admit(self, sequence: Sequence, num_to_come: int) -> bool:
+        """Lets the first waiting sequence run if its expected pages are there beside `num_to_come` others."""
+        own_pages = self._outlook.pages_of(sequence)
         needed = own_pages + self._occupancy.pages_missing_above(sequence)
-        if needed + outlook > self._occupancy.pages_within_reach(sequence):
+        if needed + num_to_come > self._occupancy.pages_within_reach(sequence):
             return False
         self._turns.take(sequence)
-        if not sequence.has_run:
-            sequence.rank = self._new_rank(sequence.priority)
         self._occupancy.settle(sequence, own_pages)
         self._num_running += 1
         self._filling.append(sequence)
@@ -327,26 +305,6 @@ class Scheduler:
             sequence.num_cached_tokens = self._residents.num_computed_above(sequence)
         return True
 
-    def _new_rank(self, priority: int) -> int:
-        rank = self._next_rank.get(priority, -priority * _RANKS_PER_PRIORITY)
-        self._next_rank[priority] = rank + 1
-        return rank
-
     def _next_waiting(self) -> Sequence | None:
         """The sequence to admit next, unless each row of a step is taken already."""
         return self._turns.first() if self._num_running < self._max_batch_tokens else None
-
-    def _pages_to_expect(self, slots: Slots) -> Ints:
-        """Pages that the leaves in `slots` are expected to fill in the end, int64."""
-        table = self._residents
-        num_generated = table.num_tokens[slots] - table.num_prompt[slots]
-        num_output = self._lengths.expected_of_many(
-            num_generated, table.max_tokens[slots], table.ignore_eos[slots]
-        )
-        return -(-(table.num_prompt[slots] + num_output - 1) // self._pool.page_size)
-
-    def _pages_still_to_come(self) -> int:
-        """Pages that running sequences are expected to need beyond those they have."""
-        slots = np.flatnonzero(self._residents.is_leaf)
-        missing = self._pages_to_expect(slots) - self._residents.num_pages[slots]
-        return int(np.maximum(missing, 0).sum())

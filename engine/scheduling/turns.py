@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from engine.scheduling.segment import Segment
 from engine.scheduling.sequence import Sequence
 
+_RANKS_PER_PRIORITY = 1 << 40
+
 
 @dataclass(frozen=True, slots=True)
 class _Turn:
@@ -38,6 +40,7 @@ class Turns:
         self._new: dict[int, dict[int, deque[Sequence]]] = {}  # by priority, by tenant
         self._returned: dict[int, list[tuple[int, Sequence]]] = {}  # by priority: heaps by rank
         self._turns: dict[int, _Turn] = {}  # by priority
+        self._next_rank: dict[int, int] = {}  # by priority
 
     def charge(self, tenant: int, num_tokens: int) -> None:
         """Tokens were computed for the tenant."""
@@ -72,13 +75,16 @@ class Turns:
         return None
 
     def take(self, sequence: Sequence) -> None:
-        """The one that `first` gave waits no more."""
+        """The one that `first` gave waits no more; one that never ran has its rank now."""
         priority, tenant = sequence.priority, sequence.tenant
         if priority not in self._returned and not self._goes_on(priority):
             share = self._shares[tenant]
             self._last_share = max(self._last_share, share)
             self._turns[priority] = _Turn(tenant, sequence.parent, share + self._turn_tokens)
         self._remove(sequence)
+        if not sequence.has_run:
+            sequence.rank = self._next_rank.get(priority, -priority * _RANKS_PER_PRIORITY)
+            self._next_rank[priority] = sequence.rank + 1
 
     def waiting(self) -> list[Sequence]:
         """All of them, in no order."""

@@ -73,6 +73,17 @@ def test_a_run_leaves_outline_and_series(database, storage: Storage, settings: S
     assert max(point[4] for point in points) > 0
 
 
+def test_nobody_draws_an_outline_of_lines_that_do_not_enter_together(database, storage, settings) -> None:
+    batch_id = batch_to_run(database, storage, [chat(f"an instruction; question {n}") for n in range(6)])
+    with database.begin() as session:
+        session.execute(text("UPDATE request_lines SET attempts = 3"))  # suspects: one at a time
+    Worker(database, storage, settings, FakeEngine).run(threading.Event(), until_idle=True)
+    with database.read() as session:
+        told = get_telemetry(session, batch_id)
+    assert told is not None
+    assert told.outline is None
+
+
 def test_the_heartbeat_tells_while_it_runs(database, storage, settings, monkeypatch) -> None:
     monkeypatch.setattr(heartbeat_module, "HEARTBEAT_SECONDS", 0.02)
     seen = []

@@ -168,6 +168,8 @@ def test_later_calls_share_with_what_is_there_in_their_scope(tiny_llama_dir, sco
     while engine.has_work:
         done |= {completion.request_id: completion for completion in engine.step()}
     assert [done[index].output_ids.tolist() for index in range(6)] == expected
+    (prefix,) = engine.outline([Request(index, prompts[index], GREEDY) for index in range(3)]).prefixes
+    assert (prefix.num_tokens, prefix.num_requests) == (80, 3)  # whatever was planned before
     shared = engine.stats.computed_prompt_tokens - 6 * 2
     assert shared == {("a", "a"): 80, ("a", "b"): 2 * 80, (None, None): 4 * 80}[scopes]
     assert engine._pool.num_used == 0

@@ -53,13 +53,13 @@ class Job:
 
     def join(self, requests: list[Request], scope: str, priority: int = 0) -> None:
         """As the engine does it: below what is there in the scope, the rest on its own."""
-        below = self.scheduler.segments_for(requests, scope)
+        branches, alone = self.scheduler.branches(requests, scope)
         self.scheduler.check_invariants()
-        alone = [one for one, segment in zip(requests, below, strict=True) if segment is None]
-        for segment in dict.fromkeys(segment for segment in below if segment is not None):
-            members = [one for one, other in zip(requests, below, strict=True) if other is segment]
-            num_pages = self.num_pages - self.scheduler.pages_down_to(segment)
-            plan = make_plan(members, page_size=self.page_size, num_pages=num_pages, num_ready=segment.stop)
+        for branch in branches:
+            members, segment = branch.requests, branch.below
+            plan = make_plan(
+                members, page_size=self.page_size, num_pages=branch.num_pages, num_ready=segment.stop
+            )
             refused = {refusal.request_id for refusal in plan.refused}
             alone += [one for one in members if one.request_id in refused]
             self.held |= {one.request_id: one for one in members if one.request_id not in refused}
