@@ -28,6 +28,7 @@ from app.flags import (
     OpsHost,
     OpsPort,
     Port,
+    Quantize,
     Supervised,
     Threads,
     flags_given,
@@ -66,6 +67,7 @@ def serve(
     max_batch_tokens: MaxBatchTokens = None,
     threads: Threads = None,
     dtype: Dtype = None,
+    quantize: Quantize = None,
     device: Device = None,
     cache_dir: CacheDir = None,
 ) -> None:
@@ -144,6 +146,7 @@ def worker(
     max_batch_tokens: MaxBatchTokens = None,
     threads: Threads = None,
     dtype: Dtype = None,
+    quantize: Quantize = None,
     device: Device = None,
     cache_dir: CacheDir = None,
     supervised: Supervised = False,
@@ -188,6 +191,7 @@ def run(
     max_batch_tokens: MaxBatchTokens = None,
     threads: Threads = None,
     dtype: Dtype = None,
+    quantize: Quantize = None,
     device: Device = None,
     cache_dir: CacheDir = None,
 ) -> None:

@@ -108,7 +108,7 @@ def dry_run(path: Path, settings: Settings, hardware: str, shape_name: str | Non
         )
     config = orjson.loads((model_dir / "config.json").read_bytes())
     shape = MODELS[shape_name] if shape_name else ModelShape.from_config(config)
-    cost = CostModel(shape, hardware_profile(hardware, shape, settings.threads))
+    cost = CostModel(shape, hardware_profile(hardware, shape, settings.threads, settings.quantize))
     max_batch_tokens = settings.max_batch_tokens if hardware == "cpu" else GPU_BATCH_TOKENS
     memory = settings.kv_memory or default_kv_memory(cost, max_batch_tokens)
     max_context = min(config["max_position_embeddings"], max_tokens_of_one_request(cost, memory))

@@ -23,6 +23,7 @@ def engine_from_settings(settings: Settings) -> "Engine | EncoderEngine":
         model_path=str(model_path),
         device=settings.device,
         dtype=settings.dtype,
+        quantize=settings.quantize,
         kv_memory_bytes=settings.kv_memory,
         max_batch_tokens=settings.max_batch_tokens,
         num_threads=settings.threads,

@@ -290,5 +290,5 @@ class Intake:
 
 def _fingerprint(settings: Settings) -> str:
     """Names what computes: the same request under another fingerprint may be answered otherwise."""
-    what = f"{settings.model} {settings.dtype} {settings.device}"
+    what = f"{settings.model} {settings.dtype} {settings.device} {settings.quantize}"
     return f"fp_{hashlib.sha256(what.encode()).hexdigest()[:12]}"

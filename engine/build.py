@@ -45,11 +45,22 @@ def build_engine(config: EngineConfig) -> Engine | EncoderEngine:
     started = time.perf_counter()
     device = _device(config.device)
     dtype = config.dtype or ("float32" if device.type == "cpu" else "bfloat16")
+    if config.quantize is not None and (device.type, dtype) != ("cpu", "float32"):
+        raise EngineConfigError(
+            f"--quantize {config.quantize} runs in float32 on a CPU, "
+            f"not in {dtype} on {device.type}: leave it out."
+        )
     embedding = embedding_config(Path(config.model_path))
     if embedding is not None:
+        if config.quantize is not None:
+            raise EngineConfigError(
+                f"--quantize {config.quantize} is for models that generate: leave it out for one that embeds."
+            )
         return _build_encoder(config, embedding, device, getattr(torch, dtype), started)
-    loaded = load_model(Path(config.model_path), device, getattr(torch, dtype))
     cache_dir = None if config.cache_dir is None else Path(config.cache_dir)
+    loaded = load_model(
+        Path(config.model_path), device, getattr(torch, dtype), quantize=config.quantize, cache_dir=cache_dir
+    )
     on_cpu = partial(cpu_attention, cache_dir=cache_dir)
     make_attention = on_cpu if device.type == "cpu" else triton_attention
     return assemble_engine(config, loaded, make_attention, started)

@@ -15,6 +15,7 @@ class EngineConfig:
     max_batch_tokens: most rows computed in one step.
     page_size: KV slots in a page.
     num_threads: CPU threads for tensor operations; None leaves torch's own choice.
+    quantize: "int8" rounds linear layers' weights and rows, in float32 on the CPU only; None does not.
     cache_dir: where compiled kernels are kept; None is the default cache directory.
     """
 
@@ -25,4 +26,5 @@ class EngineConfig:
     max_batch_tokens: int = 1024
     page_size: int = 16
     num_threads: int | None = None
+    quantize: str | None = None
     cache_dir: str | None = None

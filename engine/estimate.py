@@ -49,7 +49,9 @@ class Estimate:
     refused: tuple[Refusal, ...]
 
 
-def hardware_profile(name: str, shape: ModelShape, num_threads: int | None = None) -> HardwareProfile:
+def hardware_profile(
+    name: str, shape: ModelShape, num_threads: int | None = None, quantize: str | None = None
+) -> HardwareProfile:
     """A known device, or "cpu": this machine, measured now for this model (some seconds, needs torch)."""
     if name != "cpu":
         return HARDWARE[name]
@@ -59,7 +61,7 @@ def hardware_profile(name: str, shape: ModelShape, num_threads: int | None = Non
 
     if num_threads is not None:
         torch.set_num_threads(num_threads)
-    return calibrate_cpu(shape)
+    return calibrate_cpu(shape, quantize)
 
 
 def default_kv_memory(cost: CostModel, max_batch_tokens: int) -> int:

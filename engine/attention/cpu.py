@@ -13,6 +13,7 @@ from engine.attention.kv_pool import KVPool
 from engine.attention.torch_backend import TorchBackend
 from engine.cache_dir import default_cache_dir
 from kernels import cpu_attention
+from kernels.cpu_library import CompilerMissing
 
 _log = logging.getLogger(__name__)
 
@@ -45,7 +46,7 @@ def _suits(pool: KVPool, num_query_heads: Sequence[int]) -> bool:
 def _kernel(folder: Path) -> cpu_attention.Attend | None:
     try:
         return cpu_attention.load(folder)
-    except cpu_attention.CompilerMissing as missing:
+    except CompilerMissing as missing:
         _log.warning(
             "Attention runs on torch's operators, at about half the speed: its own kernel could not be built "
             "(%s). Install a C compiler, such as gcc.",

@@ -19,7 +19,7 @@ from engine.attention.cpu import cpu_backend
 from engine.attention.interface import ATTENTION_NAME, AttentionStep, register
 from engine.attention.kv_pool import KVPool, KVShape
 from engine.cost_model import HardwareProfile, ModelShape, RateCurve, StepWork, shared_work
-from engine.execution.packed_linear import pack_linear_layers
+from engine.execution.cpu_layers import prepare_for_cpu
 from engine.execution.runner import Runner
 from engine.memory.pages import PagePool
 from engine.planning.lengths import LengthEstimator
@@ -92,11 +92,12 @@ class _TimedStep:
         return output
 
 
-def calibrate_cpu(shape: ModelShape) -> HardwareProfile:
-    """The rates at which this machine runs a model of this shape in fp32, with torch's present threads."""
+def calibrate_cpu(shape: ModelShape, quantize: str | None = None) -> HardwareProfile:
+    """The rates at which this machine runs a model of this shape in fp32, or with its linear layers
+    quantized, with torch's present threads."""
     layer_bytes = 4 * shape.ops_per_row // (2 * shape.num_layers)
     num_layers = int(np.clip(-(-_WEIGHT_BYTES // layer_bytes), 1, shape.num_layers))
-    model = _random_model(shape, num_layers)
+    model = _random_model(shape, num_layers, quantize)
     timings = list(_run_jobs(model, shape, num_layers))
     per_item, attention = _fit_attention(timings, shape, num_layers)
     return HardwareProfile(
@@ -114,7 +115,7 @@ def calibrate_cpu(shape: ModelShape) -> HardwareProfile:
     )
 
 
-def _random_model(shape: ModelShape, num_layers: int) -> LlamaForCausalLM:
+def _random_model(shape: ModelShape, num_layers: int, quantize: str | None) -> LlamaForCausalLM:
     config = LlamaConfig(
         num_hidden_layers=num_layers,
         hidden_size=shape.hidden,
@@ -130,7 +131,7 @@ def _random_model(shape: ModelShape, num_layers: int) -> LlamaForCausalLM:
     model = LlamaForCausalLM(config).eval().requires_grad_(False)
     register()
     model.set_attn_implementation(ATTENTION_NAME)
-    pack_linear_layers(model)  # as the engine does
+    prepare_for_cpu(model, quantize=quantize)  # as the engine does
     return model
 
 

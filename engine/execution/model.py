@@ -15,9 +15,9 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrained
 from engine.attention.interface import ATTENTION_NAME, register
 from engine.attention.kv_pool import KVShape
 from engine.errors import ModelNotUsable, ModelRefused
+from engine.execution.cpu_layers import prepare_for_cpu
 from engine.execution.gate import check_config, check_model, probe_layers
 from engine.execution.model_dir import check_model_dir
-from engine.execution.packed_linear import pack_linear_layers
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -45,8 +45,18 @@ class LoadedModel:
         return len(self.kv_shapes)
 
 
-def load_model(path: Path, device: torch.device, dtype: torch.dtype) -> LoadedModel:
+def load_model(
+    path: Path,
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    quantize: str | None = None,
+    cache_dir: Path | None = None,
+) -> LoadedModel:
     """Load the model in `path` and let it pass the gate.
+
+    quantize: "int8" for int8 linear layers, in fp32 on the CPU only; None leaves them as they are.
+    cache_dir: where compiled kernels are kept; None is the default cache directory.
 
     Weights are mapped from the files; where type and device fit (fp32 files, CPU) they are not even
     copied. Raises ModelNotUsable for what cannot be read, ModelRefused for what would be wrong here.
@@ -58,9 +68,9 @@ def load_model(path: Path, device: torch.device, dtype: torch.dtype) -> LoadedMo
     with quiet_transformers():
         model = load_weights(path, config, device, dtype, AutoModelForCausalLM)
         check_model(model)
-        if device.type == "cpu" and dtype is torch.float32:
-            pack_linear_layers(model)  # before the gate, which is to see the model as it will run
-        layers = probe_layers(model)
+        if device.type == "cpu" and dtype is torch.float32:  # before the gate, which is to see it as it runs
+            prepare_for_cpu(model, quantize=quantize, cache_dir=cache_dir)
+        layers = probe_layers(model, quantized=quantize is not None)
         register()
         model.set_attn_implementation(ATTENTION_NAME)
     text_config = config.get_text_config(decoder=True)

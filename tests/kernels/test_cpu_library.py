@@ -1,8 +1,9 @@
-"""Building the CPU kernel. What it computes: tests/engine/attention/test_cpu_backends.py."""
+"""Building the CPU kernels. What they compute: test_cpu_layers.py, tests/engine/attention/."""
 
 import pytest
 
 from kernels import cpu_attention
+from kernels.cpu_library import CompilerMissing
 
 
 def test_it_is_built_once(tmp_path):
@@ -16,6 +17,6 @@ def test_it_is_built_once(tmp_path):
 @pytest.mark.parametrize("compiler", ["no-such-compiler", "false"])
 def test_without_a_compiler_it_says_so(tmp_path, monkeypatch, compiler):
     monkeypatch.setenv("CC", compiler)
-    with pytest.raises(cpu_attention.CompilerMissing, match=compiler):
+    with pytest.raises(CompilerMissing, match=compiler):
         cpu_attention.load(tmp_path)
     assert list(tmp_path.iterdir()) == []
