@@ -42,20 +42,15 @@ def lay_out(table: "Residents") -> Layout:
     page_start = np.zeros(len(slots) + 1, dtype=np.int32)
     np.cumsum(num_pages, out=page_start[1:])
     # As if each had one run of pages; those that have more are fewer, and written over.
-    page_ids = _runs(table.first_page[slots], num_pages)
-    scattered = np.flatnonzero(~table.in_one_run[slots])
-    if len(scattered):
-        pages = [table.segment_at(slot).page_ids for slot in slots[scattered].tolist()]
-        page_ids[_runs(page_start[scattered], num_pages[scattered])] = np.concatenate(pages)
+    page_ids = np.arange(page_start[-1], dtype=np.int32)
+    page_ids += np.repeat(table.first_page[slots] - page_start[:-1], num_pages)
+    is_scattered = ~table.in_one_run[slots]
+    if is_scattered.any():
+        pages = [table.segment_at(slot).page_ids for slot in slots[is_scattered].tolist()]
+        page_ids[np.repeat(is_scattered, num_pages)] = np.concatenate(pages)
     return Layout(
         slots=slots,
         subtree_stop=stop,
         page_start=page_start,
         page_ids=page_ids,
     )
-
-
-def _runs(start: NDArray[np.int32], length: NDArray[np.int32]) -> NDArray[np.int32]:
-    """start[0], start[0] + 1, ... `length[0]` of them, then those from start[1] on, and so forth."""
-    stop = np.cumsum(length, dtype=np.int32)
-    return np.arange(stop[-1], dtype=np.int32) + np.repeat(start - stop + length, length)
