@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from engine.estimate import Estimate
 
 _NUM_LONGEST = 5
+_NUM_TOLD = 20  # lines with an error that people are told of; the JSON has all
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +172,10 @@ def summary(plan: DryRun) -> str:
     if plan.longest_prompts:
         longest = ", ".join(f"{p.custom_id} ({p.prompt_tokens:,} tokens)" for p in plan.longest_prompts)
         lines.append(f"longest prompts: {longest}")
-    lines += [f"line {line.line}: {line.code}: {line.message}" for line in plan.invalid + plan.failing]
+    bad = plan.invalid + plan.failing
+    lines += [f"line {line.line}: {line.code}: {line.message}" for line in bad[:_NUM_TOLD]]
+    if len(bad) > _NUM_TOLD:
+        lines.append(f"... and {len(bad) - _NUM_TOLD:,} more such lines: --json tells all.")
     if plan.invalid:
         lines.append(f"The file would be refused: {len(plan.invalid)} invalid lines.")
     elif plan.failing:

@@ -57,6 +57,15 @@ def test_lines_that_would_fail_are_told_and_the_rest_is_priced(tmp_path: Path, m
     assert "The file would be refused: 1 invalid" in summary(plan)
 
 
+def test_people_are_told_of_some_of_many_bad_lines(tmp_path: Path, model_dir: Path) -> None:
+    lines = [_line(f"r{n}", "hello", temperature=9) for n in range(30)]
+    plan = _plan(tmp_path / "in.jsonl", lines, model_dir)
+    assert len(plan.failing) == len(orjson.loads(plan.as_json())["failing"]) == 30
+    assert summary(plan).count("\nline ") == 20
+    assert "... and 10 more such lines" in summary(plan)
+    assert "30 lines would fail" in summary(plan)
+
+
 def test_each_choice_is_priced_and_each_line_told_once(tmp_path: Path, model_dir: Path) -> None:
     lines = [_line("many", [[3] * 40, [4] * 50], n=2), _line("one", [3] * 20)]
     plan = _plan(tmp_path / "in.jsonl", lines, model_dir)
