@@ -49,6 +49,7 @@ class Pace:
 
 def _progress(batch: RunningBatch, running_ids: frozenset[int], eta_seconds: int | None) -> dict[str, Any]:
     return {
+        "lines_read": batch.num_read,
         "prompt_tokens_done": batch.prompt_tokens_done,
         "output_tokens_done": batch.output_tokens_done,
         "lines_running": len(set(map(line_id, running_ids)) & batch.unanswered.keys()),

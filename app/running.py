@@ -73,6 +73,7 @@ class RunningBatch:
     unanswered: the lines that the engine holds requests of, by line id.
     num_entries: how often lines joined the engine.
     undone: lines that left the engine without an answer; their attempts are to be taken back.
+    num_read: lines taken in under this claim.
     num_prompt_tokens: of the lines that wait or are in the engine.
     prompt_tokens_done, output_tokens_done: of the lines answered so far, those of earlier claims included.
     """
@@ -87,6 +88,7 @@ class RunningBatch:
     unanswered: dict[int, RunningLine] = field(default_factory=dict)
     undone: list[PendingLine] = field(default_factory=list)
     num_entries: int = 0
+    num_read: int = 0
     num_prompt_tokens: int = 0
     prompt_tokens_done: int = 0
     output_tokens_done: int = 0
@@ -114,6 +116,7 @@ class RunningBatch:
         """Lets translated lines wait; results of those whose body is refused."""
         refused: list[NewResult] = []
         for line, outcome in ((item.line, item.outcome) for item in translated):
+            self.num_read += 1
             if isinstance(outcome, BodyError):
                 refused.append(failure(line, line.attempts, outcome))
                 continue

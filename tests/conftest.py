@@ -6,6 +6,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psycopg
 import pytest
@@ -13,6 +14,9 @@ import pytest
 from app.db.schema import migrate
 from app.db.session import Database
 from app.storage import Storage
+
+if TYPE_CHECKING:
+    from tests.live import Live
 
 # Services of tests run side by side: each takes a port for its metrics that is free.
 os.environ["BATCHLLM_OPS_PORT"] = "0"
@@ -122,6 +126,23 @@ def tiny_llama_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tests.models import save_tiny_model
 
     return save_tiny_model(tmp_path_factory.mktemp("models") / "tiny-llama")
+
+
+@pytest.fixture(scope="session", params=["sqlite", "postgres"])
+def live(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, tiny_llama_dir: Path
+) -> "Iterator[Live]":
+    """A service of real processes with a tiny model, on SQLite and on Postgres: see tests/live.py."""
+    from tests.live import live_on
+
+    data_dir = tmp_path_factory.mktemp("live")
+    if request.param == "sqlite":
+        shutil.copy(request.getfixturevalue("sqlite_template"), data_dir / "batchllm.db")
+        yield from live_on(f"sqlite:///{data_dir / 'batchllm.db'}", data_dir, tiny_llama_dir)
+        return
+    server, template = (request.getfixturevalue(f"postgres_{what}") for what in ("server", "template"))
+    for url in _fresh_postgres(server, template):
+        yield from live_on(url, data_dir, tiny_llama_dir)
 
 
 @pytest.fixture(scope="session")

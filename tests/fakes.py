@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -101,11 +102,11 @@ class FakeEngine:
                 refusals.append(Refusal(request.request_id, f"it needs more than {self.kv_tokens} KV slots"))
             else:
                 self.waiting[request.request_id] = request
-        new = {request.request_id: priority for request in requests}
-        if priority > min(self.priorities.values(), default=priority):
-            by_priority = sorted(self.waiting, key=lambda id_: -(self.priorities | new)[id_])
-            self.waiting = {id_: self.waiting[id_] for id_ in by_priority}
-        self.priorities = {id_: (self.priorities | new)[id_] for id_ in self.waiting}
+        had = min(self.priorities.values(), default=priority)
+        self.priorities |= {request.request_id: priority for request in requests}
+        self.priorities = {id_: self.priorities[id_] for id_ in self.waiting}
+        if priority > had:
+            self.waiting = dict(sorted(self.waiting.items(), key=lambda item: -self.priorities[item[0]]))
         return refusals
 
     def outline(self, requests: Sequence[Request]) -> Outline:
@@ -122,7 +123,7 @@ class FakeEngine:
 
     @property
     def running_ids(self) -> frozenset[int]:
-        return frozenset(list(self.waiting)[: self.per_step])
+        return frozenset(islice(self.waiting, self.per_step))
 
     @property
     def load(self) -> EngineLoad:
@@ -132,7 +133,7 @@ class FakeEngine:
         self.stats.steps += 1
         if self.stats.steps == self.fail_at_step:
             raise RuntimeError("the fake device broke")
-        started = list(self.waiting.values())[: self.per_step]
+        started = list(islice(self.waiting.values(), self.per_step))
         self._note_starts(started)
         num_prompt_tokens = sum(len(request.prompt_ids) for request in started)
         self.stats.computed_tokens += num_prompt_tokens

@@ -129,13 +129,15 @@ class BatchUsage(WireObject):
 
 
 class BatchProgress(WireObject):
-    """How far a batch in progress is, a second or two ago. Only a single batch is retrieved with it.
+    """How far a batch is, a second or two ago. Only a single batch is retrieved with it, and before its end.
 
+    lines_read: of the input: by the validation, then again by the worker, which plans when it has all.
     lines_running: held in KV memory right now. eta_seconds: null while there is nothing to tell it from.
-    queue_position: 0 while a worker has the batch; else 1 for the next one. null while it is paused.
+    queue_position: 0 while a worker has the batch; else 1 for the next one. null before it, and while paused.
     waiting_for: why no worker has it, where that is more than its turn.
     """
 
+    lines_read: int
     prompt_tokens_done: int
     output_tokens_done: int
     lines_running: int

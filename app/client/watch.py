@@ -78,6 +78,8 @@ def details(batch: Json, rate: float | None) -> str:
             parts.append(f"place {progress['queue_position']} in the queue")
         elif progress["eta_seconds"] is not None:
             parts.append(f"{duration(progress['eta_seconds'])} left")
+        elif progress["lines_read"]:
+            parts.append(f"{progress['lines_read']:,} lines read")
     return " · ".join(parts)
 
 

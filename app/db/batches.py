@@ -137,6 +137,11 @@ def transition(
     return True
 
 
+def tell_progress(session: Session, batch_id: str, progress: dict[str, Any]) -> None:
+    """Let who asks see how far the batch is; who runs it later tells anew."""
+    changed_rows(session, update(Batch).where(Batch.id == batch_id).values(progress=progress))
+
+
 def request_cancel(session: Session, batch_id: str) -> Batch | None:
     """Ask for the batch to be cancelled; one that is cancelled or about to be stays as it is. None: unknown.
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from sqlalchemy import ColumnElement, and_, delete, exists, func, insert, or_, select, update
+from sqlalchemy import ColumnElement, and_, bindparam, delete, exists, func, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
@@ -14,7 +14,6 @@ from app.db.models import Batch, LineResult, RequestLine
 from app.db.usage import add_usage
 
 _READ_CHUNK = 500  # rows held in memory while results are streamed
-_IDS_PER_STATEMENT = 500
 
 
 class DuplicateResult(Exception):
@@ -122,13 +121,17 @@ def undo_attempts(session: Session, claim: Claim, lines: Iterable[PendingLine]) 
 def _set_attempts(session: Session, claim: Claim, attempts_by_id: Iterable[tuple[int, int]]) -> None:
     """Sets and does not add: what an outage hides may have to be done again."""
     locked_status(session, claim.batch_id, claim.epoch)
-    ids_by_attempts: dict[int, list[int]] = {}
-    for line_id, attempts in attempts_by_id:
-        ids_by_attempts.setdefault(attempts, []).append(line_id)
-    for attempts, ids in ids_by_attempts.items():
-        for start in range(0, len(ids), _IDS_PER_STATEMENT):
-            chosen = RequestLine.id.in_(ids[start : start + _IDS_PER_STATEMENT])
-            changed_rows(session, update(RequestLine).where(chosen).values(attempts=attempts))
+    # Runs of ids that follow one another: a whole batch is one of them, or a few.
+    runs: list[dict[str, int]] = []
+    for line_id, attempts in sorted(attempts_by_id):
+        if runs and (runs[-1]["last"], runs[-1]["count"]) == (line_id - 1, attempts):
+            runs[-1]["last"] = line_id
+        else:
+            runs.append({"first": line_id, "last": line_id, "count": attempts})
+    if runs:
+        chosen = RequestLine.id.between(bindparam("first"), bindparam("last"))
+        statement = update(RequestLine.__table__).where(chosen)  # type: ignore[arg-type]
+        session.connection().execute(statement.values(attempts=bindparam("count")), runs)
 
 
 def forgive(session: Session, claim: Claim, *, most_deaths: int) -> None:

@@ -156,6 +156,24 @@ def test_a_cancel_during_validation_is_noticed(
     assert (batch.output_file_id, batch.error_file_id) == (None, None)
 
 
+def test_how_far_it_is_can_be_seen(
+    database: Database, storage: Storage, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(validation, "_LINES_PER_TRANSACTION", 1)
+
+    class AtTheThirdLook(threading.Event):
+        num_looks = 0
+
+        def is_set(self) -> bool:
+            self.num_looks += 1
+            return self.num_looks == 3
+
+    batch_id = submit_good(database, storage, 5)
+    batch = read_batch(database, batch_id)
+    validation.validate_batch(database, storage, batch, settings, AtTheThirdLook())
+    assert read_batch(database, batch_id).progress == {"lines_read": 2}
+
+
 def test_a_stopping_keeper_leaves_validation(
     database: Database, tmp_path: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:

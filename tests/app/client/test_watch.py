@@ -16,6 +16,7 @@ BATCH: dict[str, Any] = {
     "request_counts": {"total": 50_000, "completed": 30_000, "failed": 12},
     "usage": {"input_tokens": 100, "input_tokens_details": {"cached_tokens": 80}, "total_tokens": 150},
     "progress": {
+        "lines_read": 50_000,
         "prompt_tokens_done": 100,
         "output_tokens_done": 50,
         "eta_seconds": 3_725,
@@ -44,6 +45,8 @@ def test_details() -> None:
     assert details(waiting, None) == "The batch is paused."
     queued = BATCH | {"progress": BATCH["progress"] | {"queue_position": 3}, "usage": None}
     assert details(queued, None) == "12 failed · place 3 in the queue"
+    reading = BATCH | {"progress": BATCH["progress"] | {"eta_seconds": None}, "usage": None}
+    assert details(reading, None) == "12 failed · 50,000 lines read"
 
 
 def large(rate: float, tokens: int, failed: int, eta: int) -> tuple[dict[str, Any], str]:

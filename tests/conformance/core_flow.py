@@ -1,6 +1,6 @@
 """What nearly everybody does with the service, by the SDK that is installed; a script against a server:
 
-    python core_flow.py BASE_URL        (prints one JSON object: what it saw)
+    python core_flow.py BASE_URL KEY MODEL        (prints one JSON object: what it saw)
 
 Needs nothing but `openai`, so that it runs in a virtual environment with another version of it.
 """
@@ -17,15 +17,16 @@ ENDPOINT = "/v1/chat/completions"
 TERMINAL = {"completed", "failed", "expired", "cancelled"}
 
 
-def input_line(number: int, **parameters: object) -> bytes:
-    body = {"model": "m", "messages": [{"role": "user", "content": f"question {number}"}], **parameters}
+def input_line(model: str, number: int, **parameters: object) -> bytes:
+    messages = [{"role": "user", "content": f"question {number}"}]
+    body = {"model": model, "messages": messages, "max_tokens": 8, **parameters}
     line = {"custom_id": f"r{number}", "method": "POST", "url": ENDPOINT, "body": body}
     return json.dumps(line).encode() + b"\n"
 
 
-def run(base_url: str) -> dict[str, object]:
-    client = openai.OpenAI(base_url=base_url, api_key="any")
-    content = b"".join(input_line(n) for n in range(20)) + input_line(20, temperature=9)
+def run(base_url: str, key: str, model: str) -> dict[str, object]:
+    client = openai.OpenAI(base_url=base_url, api_key=key)
+    content = b"".join(input_line(model, n) for n in range(20)) + input_line(model, 20, temperature=9)
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "in.jsonl"
         path.write_bytes(content)
@@ -67,4 +68,4 @@ def ids_in(client: openai.OpenAI, file_id: str | None) -> list[str]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(run(sys.argv[1])))
+    print(json.dumps(run(*sys.argv[1:])))
