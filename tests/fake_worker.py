@@ -7,7 +7,7 @@ import argparse
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
 import numpy as np
 
@@ -28,9 +28,6 @@ class WordTokenizer(ByteTokenizer):
     def encode(self, text: str) -> TokenIds:
         data = text.encode("ascii", errors="replace")
         return np.frombuffer(data + b" " * (-len(data) % 4), dtype=np.int32)
-
-    def render_chat(self, messages: list[dict[str, Any]]) -> TokenIds:
-        return self.encode("".join(f"<{m['role']}>{m['content']}" for m in messages) + "<assistant>")
 
     def decode(self, token_ids: TokenIds) -> str:
         return np.ascontiguousarray(token_ids, dtype=np.int32).tobytes().decode("ascii", errors="replace")

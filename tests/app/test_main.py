@@ -113,6 +113,14 @@ def test_other_machines_can_be_allowed() -> None:
         assert sock.getsockname()[0] == "0.0.0.0"
 
 
+def test_a_body_does_not_wait_for_an_acknowledgement() -> None:
+    """40 ms for every request but the first of a connection, where Nagle's algorithm is at work."""
+    with listen(Settings(port=0)) as sock, socket.create_connection(sock.getsockname()):
+        connection, _ = sock.accept()
+        with connection:
+            assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
 def test_a_taken_port_is_one_sentence() -> None:
     with listen(Settings(port=0)) as taken:
         port = taken.getsockname()[1]
