@@ -29,6 +29,7 @@ NO_PARTIAL = -1
 NARROW = 16  # the fewest rows of a matrix product
 # Two warp groups of 64 rows; keys and values one block ahead of the products.
 LAUNCH_OPTIONS = {"num_warps": 8, "num_stages": 2}
+_FAR = tl.constexpr(1 << 30)  # beyond any position
 _LOG2E = tl.constexpr(1.4426950408889634)
 
 
@@ -143,10 +144,11 @@ def _attend_range(
             score = soft_cap * _tanh(score / soft_cap)
         score *= _LOG2E
         if CHECKED:
-            distance = query_position[:, None] - (kv_position + token)[None, :]
-            visible = inside[None, :] & (distance >= 0)
-            if window is not None:
-                visible &= distance < window
+            # One comparison a score (more of them spill an AMD card's scalar registers): a token outside is
+            # far ahead, and what is ahead is, as an unsigned number, far behind.
+            distance = (query_position - kv_position)[:, None] - tl.where(inside, token, _FAR)[None, :]
+            as_unsigned = distance.to(tl.uint32)
+            visible = distance >= 0 if window is None else as_unsigned < tl.cast(window, tl.uint32)
             score = tl.where(visible, score, float("-inf"))
 
         new_max = tl.maximum(row_max, tl.max(score, 1))
