@@ -95,8 +95,8 @@ class Heartbeat:
         try:
             self._sign()
             while not self._stop.wait(HEARTBEAT_SECONDS):
-                for watch in self._watches:
-                    self._renew(watch)
+                if self._watches:
+                    self._renew(self._watches)
                 self._sign()
         except BaseException as error:  # told to the worker, which ends with it
             self._error = error
@@ -112,20 +112,21 @@ class Heartbeat:
         except OUTAGE as error:
             log.warning("This worker cannot say that it lives (%s).", reason(error))
 
-    def _renew(self, watch: Watch) -> None:
+    def _renew(self, watches: Sequence[Watch]) -> None:
         try:
             with self._database.begin() as session:
-                watch.standing = renew_lease(session, watch.claim, self._lease_seconds, watch.progress)
-            if watch.is_running:
-                self._tell(watch)
+                standings = [
+                    renew_lease(session, watch.claim, self._lease_seconds, watch.progress)
+                    for watch in watches
+                ]
+            for watch, standing in zip(watches, standings, strict=True):
+                watch.standing = standing
+            for watch in watches:
+                if watch.is_running:
+                    self._tell(watch)
         except OUTAGE as error:
-            # Running on is safe: whoever takes the batch over moves the epoch, which locks our writes out.
-            log.warning(
-                "The lease of %s is not renewed (%s).",
-                watch.claim.batch_id,
-                reason(error),
-                extra={"batch_id": watch.claim.batch_id},
-            )
+            # Running on is safe: whoever takes a batch over moves the epoch, which locks our writes out.
+            log.warning("The leases of %d batches are not renewed (%s).", len(watches), reason(error))
 
     def _tell(self, watch: Watch) -> None:
         outline, series = watch.outline, watch.series

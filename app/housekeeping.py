@@ -9,6 +9,7 @@ from sqlalchemy.orm import Session
 
 from app.db.batches import batches_to_forget, delete_batch
 from app.db.deliveries import forget_deliveries
+from app.db.direct import delete_direct, overdue_direct
 from app.db.files import take_expired_files
 from app.db.idempotency import forget_keys
 from app.db.lines import delete_some_lines
@@ -32,6 +33,7 @@ def remove_expired(database: Database, storage: Storage, settings: Settings) -> 
     """Remove everything whose time is up; how many blobs went. Raises OSError and SQLAlchemyError."""
     num_blobs = _remove_blobs(database, storage, take_expired_files)
     num_blobs += _remove_blobs(database, storage, expire_uploads)
+    num_blobs += _remove_overdue_direct(database, storage)
     with database.begin() as session:
         forget_uploads(session, UPLOAD_MEMORY_SECONDS)
         forget_keys(session)
@@ -51,6 +53,23 @@ def forget_batch(database: Database, batch_id: str) -> None:
             num_lines = delete_some_lines(session, batch_id, _LINES_PER_TRANSACTION)
     with database.begin() as session:
         delete_batch(session, batch_id)
+
+
+def forget_direct(database: Database, storage: Storage, batch_id: str) -> bool:
+    """Delete a direct request, wherever it stands; whether there was one."""
+    with database.begin() as session:
+        storage_key = delete_direct(session, batch_id)
+    if storage_key is None:
+        return False
+    storage.delete(storage_key)
+    return True
+
+
+def _remove_overdue_direct(database: Database, storage: Storage) -> int:
+    """Direct requests whose api was killed while someone waited; how many there were."""
+    with database.read() as session:
+        batch_ids = overdue_direct(session, _ROWS_PER_TRANSACTION)
+    return sum(forget_direct(database, storage, batch_id) for batch_id in batch_ids)
 
 
 def _remove_blobs(

@@ -15,7 +15,8 @@ from fastapi import FastAPI
 from sqlalchemy import inspect
 from sqlalchemy.exc import SQLAlchemyError
 
-from app.api import batches, files, health, models, results, uploads, usage, webhooks
+from app.api import batches, direct, files, health, models, results, uploads, usage, webhooks
+from app.api.answers import Desk
 from app.api.authentication import Authentication
 from app.api.deps import Service
 from app.api.description import ERRORS, DescribedApi
@@ -52,7 +53,8 @@ def create_app(
         generate_unique_id_function=lambda route: route.name,
     )
     service = app.state.service = Service(settings, database, storage, int(time.time()))
-    for module in (files, uploads, batches, results, webhooks, models, usage, health):
+    app.state.desk = Desk(service)
+    for module in (files, uploads, batches, results, webhooks, direct, models, usage, health):
         app.include_router(module.router, responses=ERRORS)
     install_error_handlers(app)
     on_loopback = is_loopback(settings.host)

@@ -121,14 +121,20 @@ def _gauge(name: str, help: str, label: str | None, values: dict[str | None, flo
 
 def _service_values(session: Session) -> dict[str, dict[str | None, float]]:
     """By metric and label. Values of what has not ended only, where the table could be long."""
-    counted = session.execute(select(Batch.status, func.count()).group_by(Batch.status))
+    listed = ~Batch.is_direct
+    counted = session.execute(select(Batch.status, func.count()).where(listed).group_by(Batch.status))
     by_status = {row[0]: row[1] for row in counted}
     sums = select(func.sum(Batch.total), func.sum(Batch.completed), func.sum(Batch.failed))
-    lives = Batch.status.not_in(TERMINAL)
+    lives = listed & Batch.status.not_in(TERMINAL)
     total, completed, failed = (int(value or 0) for value in session.execute(sums.where(lives)).one())
-    is_held = Batch.lease_owner.is_not(None)
+    is_held = listed & Batch.lease_owner.is_not(None)
     is_overdue = Batch.lease_expires_at <= unix_now()
-    waits = (Batch.status == BatchStatus.IN_PROGRESS) & ~is_held & Batch.paused_at.is_(None)
+    waits = (
+        listed
+        & (Batch.status == BatchStatus.IN_PROGRESS)
+        & Batch.lease_owner.is_(None)
+        & Batch.paused_at.is_(None)
+    )
     deaths = session.scalar(select(func.sum(Batch.deaths)).where(lives))
     return {
         "batchllm_database_up": {None: 1.0},

@@ -13,7 +13,7 @@ from app.openai.body import BodyError, Translated
 from app.openai.endpoints import ENDPOINTS, Endpoint
 from app.openai.usage import usage_of
 from app.results import ResultQueue, failure, success
-from app.suspects import WATCHED_LINES, is_suspect, num_to_admit, urgency
+from app.suspects import ALONE_DEATHS, WATCHED_LINES, is_suspect, num_to_admit, urgency
 from app.telemetry import Point, Telemetry
 from app.translation import TranslatedLine
 from engine.planning.outline import Outline
@@ -76,6 +76,7 @@ class RunningBatch:
     num_read: lines taken in under this claim.
     num_prompt_tokens: of the lines that wait or are in the engine.
     prompt_tokens_done, output_tokens_done: of the lines answered so far, those of earlier claims included.
+    is_held_back: its next line is to run alone, and waits for direct requests in the engine to end.
     """
 
     claim: Claim
@@ -92,6 +93,7 @@ class RunningBatch:
     num_prompt_tokens: int = 0
     prompt_tokens_done: int = 0
     output_tokens_done: int = 0
+    is_held_back: bool = False
 
     @property
     def endpoint(self) -> Endpoint:
@@ -129,6 +131,24 @@ class RunningBatch:
         """Orders the waiting lines by urgency; where few run at a time, alike prompts adjoin."""
         if any(is_suspect(running.line.attempts) for running in self.waiting):
             self.waiting.sort(key=lambda one: (_urgency(one), one.asked.prompts[0].tobytes()))
+
+    @property
+    def runs_alone(self) -> bool:
+        """Whether it has a line in the engine that is to have no other beside it."""
+        return self.claim.deaths >= ALONE_DEATHS and any(
+            running.line.attempts >= ALONE_DEATHS for running in self.unanswered.values()
+        )
+
+    def must_wait(self, lines: Sequence[RunningLine], others: Sequence["RunningBatch"]) -> bool:
+        """Whether its `lines`, which are next, may not join what the `others` have in the engine.
+
+        A line that is to run alone does; if direct requests come all the time, the two take turns.
+        """
+        if self.claim.is_direct:
+            return any(other.runs_alone or other.is_held_back for other in others)
+        is_to_be_alone = lines[-1].line.attempts >= ALONE_DEATHS
+        self.is_held_back = is_to_be_alone and any(other.unanswered for other in others)
+        return self.is_held_back
 
     def next_lines(self) -> list[RunningLine]:
         """The waiting lines that may join the engine now."""

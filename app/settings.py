@@ -140,6 +140,10 @@ class Settings(BaseSettings):
     """Longest completion window."""
     single_model: bool = False
     """Refuse a file whose requests name several models."""
+    max_direct_requests: int = Field(default=64, gt=0)
+    """Most requests that clients wait for at once; those above hear 429."""
+    direct_seconds: int = Field(default=300, gt=0)
+    """Longest wait for the answer to a direct request; then it is a 504."""
     strict_create: bool = False
     """Refuse a batch whose file is not there at once, not in its validation."""
     input_retention_seconds: int = Field(default=30 * DAY_SECONDS, gt=0)

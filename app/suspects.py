@@ -10,6 +10,9 @@ One death may have had any cause and costs nothing; a death among few leaves few
 was alone in the engine three times when the worker died is given up, and after each of them all others
 go first: a worker which is killed from outside again and again meets another line each time.
 Once a line is given up its neighbours' deaths are explained, and they start over; deaths alone stay.
+
+A direct request runs once: after a death it is given up, since whoever waits for it can ask again. It runs
+beside any line but one that is to be alone; where such lines wait, they and direct requests take turns.
 """
 
 from collections.abc import Collection, Sequence
@@ -53,8 +56,16 @@ def num_to_admit(next_deaths: Sequence[int], num_not_alone: int, deaths_in_engin
     return 0 if is_suspect(most_in_engine) else num_not_alone
 
 
-def guilty_error(line: PendingLine) -> BodyError:
+def guilty_error(line: PendingLine, *, is_direct: bool) -> BodyError:
     """What a line that is given up is answered with."""
+    if is_direct:
+        return BodyError(
+            "The worker process died while this request was running. It may be the reason, so it is not run "
+            "again by itself.",
+            code="worker_died",
+            status=500,
+            type="server_error",
+        )
     num_alone = GUILTY_DEATHS - ALONE_DEATHS
     return BodyError(
         f"This request was given up: the worker process died {line.attempts} times while it was running, "

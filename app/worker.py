@@ -34,7 +34,6 @@ from app.storage import Storage
 from app.telemetry import Meter
 from engine.request import Completion
 
-POLL_SECONDS = 0.5  # between looks for work, when there is none
 SETTLE_SECONDS = 0.05  # between looks at the recorder, when the engine has nothing to do
 # A stop is quick: results that an outage holds back for longer than this are computed again later.
 CLOSE_PATIENCE_SECONDS = 5.0
@@ -131,7 +130,7 @@ class Worker:
             self._drop_departing()
             for batch in self._running:
                 self._intake.translate(batch)
-                self._intake.feed(batch)
+                self._intake.feed(batch, self._running)
             if self._engine.has_work:
                 self._answer(self._step())
             elif any(batch.untranslated for batch in self._running):
@@ -141,7 +140,7 @@ class Worker:
             elif until_idle:
                 return
             else:
-                stop.wait(POLL_SECONDS)
+                self._intake.rest()
             for batch in self._running:
                 on_progress(_progress(batch))
             self._tell()
@@ -149,7 +148,8 @@ class Worker:
 
     def _take_work(self) -> None:
         while (batch := self._intake.next_batch(self._running)) is not None:
-            self._running.append(batch)
+            # Direct requests are translated and fed before all others.
+            self._running.insert(0 if batch.claim.is_direct else len(self._running), batch)
 
     def _step(self) -> Sequence[Completion]:
         started = time.perf_counter()
@@ -181,7 +181,8 @@ class Worker:
         point = self._meter.look(stats)
         if point is not None:
             for batch in self._running:
-                batch.measure(point, stats.kv_capacity_tokens)
+                if not batch.claim.is_direct:
+                    batch.measure(point, stats.kv_capacity_tokens)
 
     def _drop_departing(self) -> None:
         """Take the lines of cancelled, closed and lost batches out of the engine."""

@@ -46,3 +46,7 @@ def test_completions_take_text_and_token_ids(live: Live) -> None:
     usage = outputs["1"]["response"]["body"]["usage"]
     assert (usage["prompt_tokens"], usage["completion_tokens"]) == (4, 5)
     assert outputs["0"]["response"]["body"]["choices"][0]["finish_reason"] == "length"
+    for line in lines:  # a direct request is the same line on the same path
+        body = {key: value for key, value in line["body"].items() if key != "ignore_eos"}
+        alone = service.client.completions.create(**body, extra_body={"ignore_eos": True})
+        assert alone.choices[0].text == outputs[line["custom_id"]]["response"]["body"]["choices"][0]["text"]

@@ -127,10 +127,7 @@ def json_body(model: type[Body]) -> Callable[[Request], Awaitable[Body]]:
     """A dependency that reads and checks a JSON body; raises `ApiError` 400, 413 or 415."""
 
     async def read(request: Request) -> Body:
-        content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-        if content_type != "application/json":
-            raise ApiError(415, "The request body must be application/json.")
-        value = _parse_object(await _read_body(request))
+        value = parse_object(await read_body(request, MAX_JSON_BYTES))
         try:
             return model.model_validate(value)
         except ValidationError as error:
@@ -139,16 +136,21 @@ def json_body(model: type[Body]) -> Callable[[Request], Awaitable[Body]]:
     return read
 
 
-async def _read_body(request: Request) -> bytes:
+async def read_body(request: Request, max_bytes: int) -> bytes:
+    """A body that is declared to be JSON. Raises `ApiError` 413 or 415."""
+    content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if content_type != "application/json":
+        raise ApiError(415, "The request body must be application/json.")
     body = bytearray()
     async for chunk in request.stream():
         body += chunk
-        if len(body) > MAX_JSON_BYTES:
-            raise too_large(f"The request body is larger than {MAX_JSON_BYTES} bytes.")
+        if len(body) > max_bytes:
+            raise too_large(f"The request body is larger than {max_bytes} bytes.")
     return bytes(body)
 
 
-def _parse_object(body: bytes) -> dict[str, object]:
+def parse_object(body: bytes) -> dict[str, object]:
+    """The JSON object in a body. Raises `ApiError` 400."""
     try:
         value = orjson.loads(body)
     except orjson.JSONDecodeError as error:

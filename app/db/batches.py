@@ -177,15 +177,19 @@ def set_paused(session: Session, batch_id: str, paused: bool) -> Batch | None:
 
 
 def batches_to_close(session: Session) -> Sequence[Batch]:
-    """Batches that need an end and that nobody works on: finished, cancelled or past their window."""
+    """Batches that need an end and that nobody works on: finished, cancelled or past their window.
+
+    Direct requests have no end: they vanish.
+    """
     has_no_lease = or_(Batch.lease_owner.is_(None), Batch.lease_expires_at <= unix_now())
     expires = Batch.status.in_([BatchStatus.VALIDATING, BatchStatus.IN_PROGRESS])
     query = select(Batch).where(
+        ~Batch.is_direct,
         or_(
             Batch.status == BatchStatus.FINALIZING,
             and_(Batch.status == BatchStatus.CANCELLING, has_no_lease),
             and_(expires, Batch.expires_at <= unix_now()),
-        )
+        ),
     )
     return session.scalars(query.order_by(Batch.created_at, Batch.id)).all()
 

@@ -24,6 +24,7 @@ class Claim:
     owner: the tenant whose batch it is. storage_key: of its input.
     deaths: how many workers died while they held the batch.
     input_tokens, output_tokens: of the lines that were answered before.
+    is_direct: someone waits for the answer to its one line.
     """
 
     batch_id: str
@@ -36,6 +37,7 @@ class Claim:
     priority: int
     input_tokens: int
     output_tokens: int
+    is_direct: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +47,9 @@ class Wanted:
     models: names that it serves; None: any.
     above: of these tenants only batches of a higher priority than this.
     shares: of equal priority the tenant with the smallest goes first, one without before all others.
-    max_deaths: a batch that more workers died with is not taken, nor any that would come after it.
+    max_deaths: a batch that more workers died with is not taken, nor any that would come after it; direct
+        requests are.
+    only_direct: nothing but direct requests.
     held: batches that the worker has; their leases may have run out unnoticed.
     """
 
@@ -54,6 +58,7 @@ class Wanted:
     above: Mapping[str, int] = field(default_factory=dict)
     shares: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     max_deaths: int | None = None
+    only_direct: bool = False
 
     def serves(self, models: Sequence[str] | None) -> bool:
         return self.models is None or models is None or self.models.issuperset(models)
@@ -84,13 +89,15 @@ def claim_batch(
     is_to_run = and_(
         Batch.status == BatchStatus.IN_PROGRESS, Batch.expires_at > now, Batch.paused_at.is_(None), is_free
     )
-    columns = (Batch.id, Batch.owner, Batch.priority, Batch.models, Batch.deaths)
+    if wanted.only_direct:
+        is_to_run = and_(Batch.is_direct, is_to_run)
+    columns = (Batch.id, Batch.owner, Batch.priority, Batch.models, Batch.deaths, Batch.is_direct)
     candidates = session.execute(select(*columns).where(is_to_run).order_by(Batch.created_at, Batch.id)).all()
     in_order = sorted(candidates, key=lambda batch: (-batch.priority, wanted.share(batch.owner)))
-    for batch_id, owner, priority, models, deaths in in_order:
+    for batch_id, owner, priority, models, deaths, is_direct in in_order:
         if batch_id in wanted.held or not wanted.serves(models) or not wanted.allows(owner, priority):
             continue
-        if wanted.max_deaths is not None and deaths > wanted.max_deaths:
+        if wanted.max_deaths is not None and deaths > wanted.max_deaths and not is_direct:
             return None
         chosen = select(Batch).where(Batch.id == batch_id, is_to_run)
         batch = session.scalar(chosen.with_for_update(skip_locked=True))
@@ -120,6 +127,7 @@ def _take(session: Session, batch: Batch, worker_id: str, lease_seconds: int) ->
         priority=batch.priority,
         input_tokens=batch.input_tokens,
         output_tokens=batch.output_tokens,
+        is_direct=batch.is_direct,
     )
 
 

@@ -15,7 +15,7 @@ from sqlalchemy.orm import ORMExecuteState, Session, UOWTransaction, with_loader
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
 
-from app.db.models import DEFAULT_OWNER, Owned
+from app.db.models import DEFAULT_OWNER, Listed, Owned
 from app.settings import StartupError
 
 _BUSY_TIMEOUT_SECONDS = 60  # how long a SQLite writer waits for its turn
@@ -67,7 +67,10 @@ def now(session: Session) -> int:
 
 
 class _OwnedSession(Session):
-    """A session for which the rows of other tenants do not exist: no query has to remember whose it is."""
+    """A session for which the rows of other tenants do not exist: no query has to remember whose it is.
+
+    Nor do direct requests.
+    """
 
     def __init__(self, bind: Engine, owner: str) -> None:
         super().__init__(bind, expire_on_commit=False)
@@ -85,7 +88,8 @@ def _only_own_rows(state: ORMExecuteState) -> None:
     assert isinstance(session, _OwnedSession)
     owner = session.owner
     state.statement = state.statement.options(
-        with_loader_criteria(Owned, lambda table: table.owner == owner, include_aliases=True)
+        with_loader_criteria(Owned, lambda table: table.owner == owner, include_aliases=True),
+        with_loader_criteria(Listed, lambda table: ~table.is_direct, include_aliases=True),
     )
 
 

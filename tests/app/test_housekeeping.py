@@ -9,7 +9,9 @@ import pytest
 from sqlalchemy import func, select, update
 
 from app import housekeeping
+from app.batch_input import InputLine
 from app.db.batches import transition
+from app.db.direct import add_direct
 from app.db.files import create_file, get_file, list_files, live_file
 from app.db.idempotency import RequestKey, create_once
 from app.db.models import Batch, File, IdempotencyKey, LineResult, RequestLine, WebhookDelivery
@@ -20,7 +22,7 @@ from app.keeper import Keeper
 from app.lifecycle import BatchStatus
 from app.settings import Settings
 from app.storage import Storage
-from tests.app.db.jobs import add_batch, read_batch, set_columns
+from tests.app.db.jobs import CHAT, add_batch, read_batch, set_columns
 from tests.app.db.test_uploads import age, begin, status_of
 from tests.app.steps import answer, claim_one, custom_ids, finish, request, submit_good, upload
 
@@ -239,6 +241,33 @@ def test_the_retention_counts_from_the_end(
     keeper.tidy()
     with database.read() as session:
         assert list(session.scalars(select(Batch.id))) == ids[1:]
+
+
+def test_direct_requests_that_a_killed_api_left_are_removed(
+    database: Database, storage: Storage, settings: Settings
+) -> None:
+    line = InputLine(1, "direct", 0, 1, "m")
+    for batch_id, seconds in (("batch_late", 0), ("batch_waited_for", 60)):
+        with storage.create() as blob:
+            blob.write(b"x")
+            key = blob.commit()
+        with database.begin() as session:
+            add_direct(
+                session,
+                batch_id,
+                owner="ann",
+                endpoint=CHAT,
+                line=line,
+                storage_key=key,
+                num_bytes=1,
+                seconds=seconds,
+            )
+    assert remove_expired(database, storage, settings) == 1
+    with database.read() as session:
+        assert session.scalars(select(Batch.id)).all() == ["batch_waited_for"]
+        assert session.scalars(select(RequestLine.batch_id)).all() == ["batch_waited_for"]
+        assert session.scalars(select(File.storage_key)).all() == [key]
+    assert [blob.name for blob in storage.list_blobs()] == [key]
 
 
 def test_only_some_batches_at_once(

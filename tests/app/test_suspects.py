@@ -9,19 +9,28 @@ from collections import Counter
 from collections.abc import Collection
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app import serve as serve_module
+from app.db.leases import Claim
+from app.db.lines import PendingLine
 from app.db.session import Database
+from app.heartbeat import Watch
 from app.lifecycle import BatchStatus
+from app.openai.body import Translated
+from app.results import ResultQueue
+from app.running import RunningBatch, RunningLine
 from app.serve import Supervisor
 from app.settings import Settings
 from app.storage import Storage
-from app.suspects import ALONE_DEATHS, GUILTY_DEATHS, WATCHED_LINES, num_to_admit, urgency
+from app.suspects import ALONE_DEATHS, GUILTY_DEATHS, WATCHED_DEATHS, WATCHED_LINES, num_to_admit, urgency
+from app.telemetry import Telemetry
 from app.worker import Worker
-from tests.app.batches import batch_to_run, chat, lines_of, read_batch, results_of
+from engine.request import SamplingParams
+from tests.app.batches import CHAT, batch_to_run, chat, lines_of, read_batch, results_of
 from tests.app.test_worker import wait_until
 from tests.fakes import FakeEngine
 
@@ -93,6 +102,44 @@ def test_only_the_guilty_are_given_up(num_lines: int, poison: frozenset[int], nu
             deaths = {line: count if count > ALONE_DEATHS else 0 for line, count in left.items()}
     assert given_up == poison
     assert num_deaths <= GUILTY_DEATHS * len(poison)
+
+
+def _running(deaths: int, *, is_direct: bool = False) -> RunningBatch:
+    """A claimed batch with two lines that wait, each of so many deaths."""
+    claim = Claim("batch", 1, "worker", "ann", CHAT, "key", deaths, 0, 0, 0, is_direct)
+    batch = RunningBatch(claim, Watch(claim), ResultQueue(claim), "fp", Telemetry(None))
+    asked = Translated("m", (np.zeros(1, dtype=np.int32),), SamplingParams(max_tokens=1))
+    batch.waiting = [RunningLine(PendingLine(i, i, str(i), 0, 1, deaths), asked) for i in (2, 1)]
+    return batch
+
+
+def _feed(batch: RunningBatch, *others: RunningBatch) -> bool:
+    """Whether its next line may join the engine, which it then does."""
+    lines = batch.next_lines()[-1:]
+    if not lines or batch.must_wait(lines, others):
+        return False
+    batch.enter(lines)
+    return True
+
+
+def test_lines_that_run_alone_and_direct_requests_take_turns() -> None:
+    suspect = _running(ALONE_DEATHS)
+    first, second, third = (_running(0, is_direct=True) for _ in range(3))
+    assert _feed(first, suspect)
+    assert not _feed(suspect, first)
+    assert not _feed(second, suspect, first)  # it would put the suspect off again
+    first.unanswered.clear()
+    assert not _feed(second, suspect, first)
+    assert _feed(suspect, second)
+    assert not _feed(second, suspect)
+    suspect.unanswered.clear()
+    assert _feed(second, suspect)
+    assert not _feed(suspect, second)
+    second.unanswered.clear()
+    assert _feed(suspect, third)
+    # Lines with fewer deaths keep nobody waiting.
+    assert _feed(_running(WATCHED_DEATHS), _running(0), third)
+    assert _feed(third, _running(WATCHED_DEATHS))
 
 
 def _bodies(num_lines: int, poisonous: Collection[int]) -> list[dict[str, object]]:
