@@ -10,6 +10,7 @@ PURPOSES = ("batch",)
 ENDPOINTS = (
     "/v1/chat/completions",
     "/v1/completions",
+    "/v1/responses",
     "/v1/embeddings",
     "/v1/score",
     "/v1/rerank",

@@ -19,6 +19,7 @@ router = APIRouter()
 _NAMES = {
     "/v1/chat/completions": "create_chat_completion",
     "/v1/completions": "create_completion",
+    "/v1/responses": "create_response",
     "/v1/embeddings": "create_embedding",
     "/v1/score": "create_score",
     "/v1/rerank": "create_rerank",

@@ -69,6 +69,7 @@ class Translated:
     echo: what the answer shows before each prompt's choices; empty: nothing.
     embedding: of a body that asks for no text.
     calling: of a body whose answers may call tools.
+    shown: what the answer repeats of the body; None: nothing.
     """
 
     model: str
@@ -80,6 +81,7 @@ class Translated:
     echo: tuple[str, ...] = ()
     embedding: EmbeddingForm | None = None
     calling: Calling | None = None
+    shown: Json | None = None
 
     @property
     def num_requests(self) -> int:

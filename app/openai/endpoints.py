@@ -14,6 +14,7 @@ from app.openai.ranking import (
     rerank_body,
     score_body,
 )
+from app.openai.responses import parse_response, response_body
 from engine.request import Completion
 
 
@@ -48,5 +49,6 @@ ENDPOINTS = {
     "/v1/completions": Endpoint(parse_completion, completion_body),
     "/v1/embeddings": Endpoint(parse_embeddings, embeddings_body),
     "/v1/score": Endpoint(parse_score, score_body),
+    "/v1/responses": Endpoint(parse_response, response_body),
     "/v1/rerank": Endpoint(parse_rerank, rerank_body),
 }

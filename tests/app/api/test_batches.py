@@ -80,12 +80,12 @@ def test_windows_that_are_refused(shared_server: Server, window: str) -> None:
 
 
 def test_endpoints_that_are_not_served(shared_server: Server) -> None:
-    for endpoint in ("/v1/invalid/endpoint", "/v1/moderations", "/v1/responses"):
+    for endpoint in ("/v1/invalid/endpoint", "/v1/moderations"):
         body = refusal(shared_server, endpoint=endpoint)
         assert (body["param"], body["code"]) == ("endpoint", "invalid_value")
         assert body["message"] == (
             f"Invalid value: '{endpoint}'. Supported values are: '/v1/chat/completions', '/v1/completions', "
-            "'/v1/embeddings', '/v1/score', '/v1/rerank'."
+            "'/v1/responses', '/v1/embeddings', '/v1/score', '/v1/rerank'."
         )
 
 

@@ -83,6 +83,8 @@ def test_each_endpoint_answers_as_in_a_batch(api: Server) -> None:
         assert (answer.usage.completion_tokens, answer.model) == (10, "m")
         text = client.completions.create(model="m", prompt=["abc", "xy"])
         assert [choice.text for choice in text.choices] == ["cba", "yx"]
+        response = client.responses.create(model="m", input="abc", max_output_tokens=16)
+        assert response.output_text == ">tnatsissa<cba>r"
         with pytest.raises(openai.BadRequestError) as refused:
             client.chat.completions.create(model="m", messages=MESSAGES, temperature=9)
         assert (refused.value.param, refused.value.code) == ("temperature", "invalid_value")
