@@ -1,4 +1,7 @@
-"""An encoder of transformers, run on the tokens of many texts in one flat sequence: no padding, no KV."""
+"""An embedding model of transformers, run on many texts in one flat sequence of tokens: no padding, no KV.
+
+An encoder's tokens see their whole text, a decoder's what stands before them: its layers say which.
+"""
 
 import inspect
 from collections.abc import Sequence
@@ -91,7 +94,7 @@ def load_encoder(path: Path, config: EmbeddingConfig, device: torch.device, dtyp
         raise ModelRefused(f"{name} does not say its longest text (max_position_embeddings).")
     if model_config.is_encoder_decoder:
         raise ModelRefused(
-            f"{name} is an encoder-decoder model; of embedding models only encoders can run here."
+            f"{name} is an encoder-decoder model; of embedding models encoders or decoders can run here."
         )
     with quiet_transformers():
         # A pooler of the model's own is not part of its embeddings, and may have no weights.
@@ -142,7 +145,7 @@ def _probe(model: PreTrainedModel, config: EmbeddingConfig, num_positions: int, 
         ) from error
     raise ModelRefused(
         f"{name} computes something else for texts packed together than for each alone (relative error "
-        f"{min(errors):.2g}); only encoders that see a whole text and nothing else can run here."
+        f"{min(errors):.2g}): its layers mix tokens outside of attention, or hide some of a text."
     )
 
 
@@ -153,9 +156,12 @@ def _run(model: PreTrainedModel, token_ids: TokenIds, **kwargs: Any) -> torch.Te
         return torch.from_numpy(values.astype(np.int64)).to(model.device)[None]
 
     given = {"position_ids": row(kwargs.pop("position_ids"))} if "position_ids" in kwargs else {}
-    if "token_type_ids" in inspect.signature(model.forward).parameters:
+    parameters = inspect.signature(model.forward).parameters
+    if "token_type_ids" in parameters:
         # Given, since what a model makes itself is no longer than one text may be.
         given["token_type_ids"] = row(np.zeros(len(token_ids)))
+    if "use_cache" in parameters:
+        kwargs["use_cache"] = False  # a decoder would keep KV that nobody reads
     states: torch.Tensor = model(input_ids=row(token_ids), **given, **kwargs).last_hidden_state[0]
     return states
 
@@ -169,12 +175,15 @@ def _attend(
     scaling: float | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Each text attends itself, both ways: q, k and v [1, H, T, D] to [1, T, H, D]."""
+    """Each text attends itself: q, k and v [1, H, T, D] to [1, T, H, D]."""
     name = type(module).__name__
     if attention_mask is not None or kwargs.get("sliding_window") is not None:
         raise ModelRefused(
-            f"{name} hides tokens of a text from each other; only full attention can run here."
+            f"{name} hides tokens of a text from each other; only full attention, both ways or "
+            "backwards, can run here."
         )
+    if kwargs.get("softcap") is not None or kwargs.get("s_aux") is not None:
+        raise ModelRefused(f"{name} caps its scores or has sinks, which is not done in embedding models.")
     if _RUNS_KWARG not in kwargs:
         raise ModelRefused(f"{name} is not given the keyword arguments of the model's call.")
     attended = query.new_empty(query.shape[2], query.shape[1], value.shape[3])  # [T, H, D]
@@ -186,7 +195,12 @@ def _attend(
             for states in (query, key, value)
         )  # [texts, H, length, D]
         part = torch.nn.functional.scaled_dot_product_attention(
-            q, k, v, scale=scaling, enable_gqa=q.shape[1] != k.shape[1]
+            q,
+            k,
+            v,
+            is_causal=bool(getattr(module, "is_causal", False)),
+            scale=scaling,
+            enable_gqa=q.shape[1] != k.shape[1],
         )
         attended[start:stop] = part.transpose(1, 2).flatten(0, 1)
         start = stop

@@ -52,6 +52,24 @@ def test_packed_texts_have_the_vectors_of_each_alone(
     np.testing.assert_allclose(_embed(engine, texts), expected, atol=2e-5)
 
 
+@pytest.mark.parametrize(
+    ("model_type", "pooling"), [("qwen3", "lasttoken"), ("llama", "mean_tokens"), ("gpt2", "lasttoken")]
+)
+def test_decoders_give_the_vectors_of_sentence_transformers(
+    model_type: str, pooling: str, tmp_path: Path
+) -> None:
+    """Such as Qwen3-Embedding: hidden states of a decoder, pooled as its files say."""
+    from sentence_transformers import SentenceTransformer
+
+    sizes = {"num_key_value_heads": 2, "head_dim": 8} if model_type != "gpt2" else {}
+    save_tiny_encoder(tmp_path, tiny_encoder_config(model_type, **sizes), pooling=pooling)
+    engine = build_engine(EngineConfig(str(tmp_path), max_batch_tokens=32))
+    texts = ["The quick brown fox", "a", "How many tables are there?", "The quick", "What is the capital"]
+    ours = _embed(engine, [engine.tokenizer.encode(text) for text in texts])
+    theirs = SentenceTransformer(str(tmp_path), device="cpu").encode(texts)
+    np.testing.assert_allclose(ours, theirs, atol=1e-5, rtol=0)
+
+
 def test_limits_and_sizes_are_the_models_own(tmp_path: Path) -> None:
     roberta = build_engine(EngineConfig(str(save_tiny_encoder(tmp_path, tiny_encoder_config("roberta")))))
     assert (roberta.max_context, roberta.embedding_size, roberta.normalises) == (62, 32, True)
@@ -66,7 +84,11 @@ def test_limits_and_sizes_are_the_models_own(tmp_path: Path) -> None:
     [
         (tiny_encoder_config("t5"), "encoder-decoder"),
         (tiny_encoder_config("modernbert", local_attention=8, pad_token_id=0), "hides tokens"),
-        (tiny_encoder_config("qwen2", num_key_value_heads=2), "packed together"),
+        (
+            tiny_encoder_config("qwen2", use_sliding_window=True, sliding_window=8, max_window_layers=0),
+            "hides tokens",
+        ),
+        (tiny_encoder_config("gpt_oss", sliding_window=None, layer_types=["full_attention"] * 2), "sinks"),
     ],
     ids=lambda value: getattr(value, "model_type", ""),
 )
