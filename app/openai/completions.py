@@ -30,7 +30,7 @@ from app.openai.parameters import (
     read_num_choices,
     read_sampling,
 )
-from app.openai.prompts import prompt_forms, prompt_ids
+from app.openai.prompts import Form, prompt_forms, prompt_ids
 from app.openai.usage import usage_of
 from engine.request import Completion, TokenIds
 
@@ -65,10 +65,7 @@ def _parse(body: Json, context: TranslationContext, seed_key: str) -> Translated
             "echo",
             "unsupported_parameter",
         )
-    many = prompts is body["prompt"]
-    all_ids = tuple(
-        prompt_ids(f"prompt[{i}]" if many else "prompt", prompt, context) for i, prompt in enumerate(prompts)
-    )
+    all_ids = tuple(prompt_ids(name, prompt, context) for name, prompt in prompts)
     max_tokens = optional(body, "max_tokens", integer(1), DEFAULT_MAX_TOKENS)
     max_tokens = bound_output(max(map(len, all_ids)), max_tokens, context, param="prompt")
     sampling = read_sampling(
@@ -87,7 +84,9 @@ def _parse(body: Json, context: TranslationContext, seed_key: str) -> Translated
         num_samples=num_samples,
         num_choices=num_choices,
         has_logprobs=logprobs is not None,
-        echo=tuple(map(_echo, prompts, all_ids, [context] * len(prompts))) if echo else (),
+        echo=tuple(_echo(prompt, ids, context) for (_, prompt), ids in zip(prompts, all_ids, strict=True))
+        if echo
+        else (),
     )
 
 
@@ -111,7 +110,7 @@ def _read_counts(body: Json, num_prompts: int) -> tuple[int, int]:
     return num_choices, best_of
 
 
-def _echo(prompt: str | list[Any], token_ids: TokenIds, context: TranslationContext) -> str:
+def _echo(prompt: Form, token_ids: TokenIds, context: TranslationContext) -> str:
     return prompt if isinstance(prompt, str) else context.tokenizer.decode(token_ids)
 
 

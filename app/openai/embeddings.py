@@ -22,7 +22,7 @@ from app.openai.body import (
     string,
 )
 from app.openai.parameters import Unsupported, check_parameters
-from app.openai.prompts import prompt_forms, prompt_ids
+from app.openai.prompts import Form, prompt_forms, prompt_ids
 from app.openai.usage import usage_of
 from engine.request import Completion, SamplingParams, TokenIds
 
@@ -48,15 +48,12 @@ def _parse(body: Json, context: TranslationContext) -> Translated:
     model = embedding_model(body, context)
     inputs = required(body, "input", prompt_forms)
     check_count("input", inputs)
-    many = inputs is body["input"]
-    names = (f"input[{i}]" if many else "input" for i in range(len(inputs)))
     form = EmbeddingForm(
         is_base64=optional(body, "encoding_format", _encoding, "float") == "base64",
         size=optional(body, "dimensions", integer(1, context.embedding_size), context.embedding_size),
         normalises=context.normalises,
     )
-    texts = text_ids(zip(names, inputs, strict=True), context)
-    return Translated(model, texts, NO_OUTPUT, embedding=form)
+    return Translated(model, text_ids(inputs, context), NO_OUTPUT, embedding=form)
 
 
 def embedding_model(body: Json, context: TranslationContext) -> str:
@@ -81,9 +78,7 @@ def check_count(param: str, texts: Sequence[object]) -> None:
         )
 
 
-def text_ids(
-    named: Iterable[tuple[str, str | list[Any]]], context: TranslationContext
-) -> tuple[TokenIds, ...]:
+def text_ids(named: Iterable[tuple[str, Form]], context: TranslationContext) -> tuple[TokenIds, ...]:
     """The texts' tokens; each text with its place in the body."""
     texts = []
     for name, text in named:

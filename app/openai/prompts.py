@@ -8,25 +8,28 @@ from app.openai.body import TranslationContext, refuse, wrong_type
 from app.openai.parameters import token_id
 from engine.request import TokenIds
 
+Form = str | list[Any]  # a text, or token ids
 
-def prompt_forms(param: str, value: object) -> list[str | list[Any]]:
-    """A text, token ids, or an array of either: always as an array."""
+
+def prompt_forms(param: str, value: object) -> list[tuple[str, Form]]:
+    """A text, token ids, or an array of either: each with its place in the body."""
     if isinstance(value, str):
-        return [value]
+        return [(param, value)]
     if not isinstance(value, list):
         wrong_type(param, "a string or an array", value)
     if not value:
         refuse(f"Invalid '{param}': it must not be empty.", param, "invalid_value")
     kind = type(value[0])
     if kind not in (str, list):
-        return [value]
-    for i, item in enumerate(value):
+        return [(param, value)]
+    named = [(f"{param}[{i}]", item) for i, item in enumerate(value)]
+    for name, item in named:
         if not isinstance(item, kind):
-            wrong_type(f"{param}[{i}]", "a string" if kind is str else "an array of token ids", item)
-    return value
+            wrong_type(name, "a string" if kind is str else "an array of token ids", item)
+    return named
 
 
-def prompt_ids(param: str, prompt: str | list[Any], context: TranslationContext) -> TokenIds:
+def prompt_ids(param: str, prompt: Form, context: TranslationContext) -> TokenIds:
     """int32, at least one."""
     if not prompt:
         refuse(f"Invalid '{param}': it must not be empty.", param, "invalid_value")

@@ -55,9 +55,8 @@ def parse_score(body: Json, context: TranslationContext, *, seed_key: str) -> Tr
                 "text_1",
                 "invalid_value",
             )
-        named = _named(body, "text_1", first) + _named(body, "text_2", second)
         form = EmbeddingForm(num_queries=len(first))
-        return Translated(model, text_ids(named, context), NO_OUTPUT, embedding=form)
+        return Translated(model, text_ids([*first, *second], context), NO_OUTPUT, embedding=form)
     except BodyRefused as refused:
         return refused.error
 
@@ -71,38 +70,36 @@ def parse_rerank(body: Json, context: TranslationContext, *, seed_key: str) -> T
         documents = required(body, "documents", _documents)
         top_n = optional(body, "top_n", integer(1), None)
         is_shown = optional(body, "return_documents", boolean, False)
-        form = EmbeddingForm(num_queries=1, top_n=top_n, documents=tuple(documents) if is_shown else None)
-        named = [("query", query), *_named(body, "documents", documents)]
-        return Translated(model, text_ids(named, context), NO_OUTPUT, embedding=form)
+        shown = tuple(text for _, text in documents) if is_shown else None
+        form = EmbeddingForm(num_queries=1, top_n=top_n, documents=shown)
+        return Translated(model, text_ids([("query", query), *documents], context), NO_OUTPUT, embedding=form)
     except BodyRefused as refused:
         return refused.error
 
 
-def _texts(param: str, value: object) -> list[str]:
+_Named = list[tuple[str, str]]  # texts with their places in the body
+
+
+def _texts(param: str, value: object) -> _Named:
     if isinstance(value, str):
-        return [value]
+        return [(param, value)]
     if not isinstance(value, list):
         wrong_type(param, "a string or an array of strings", value)
     return _strings(param, value)
 
 
-def _documents(param: str, value: object) -> list[str]:
+def _documents(param: str, value: object) -> _Named:
     """Strings, or objects with a `text`."""
     items = array(param, value)
     return _strings(param, [item.get("text") if isinstance(item, dict) else item for item in items])
 
 
-def _strings(param: str, items: Sequence[object]) -> list[str]:
+def _strings(param: str, items: Sequence[object]) -> _Named:
     if not items:
         refuse(f"Invalid '{param}': it must not be empty.", param, "invalid_value")
     check_count(param, items)
-    return [string(f"{param}[{i}]", item) for i, item in enumerate(items)]
-
-
-def _named(body: Json, param: str, texts: Sequence[str]) -> list[tuple[str, str]]:
-    if isinstance(body[param], str):
-        return [(param, texts[0])]
-    return [(f"{param}[{i}]", text) for i, text in enumerate(texts)]
+    named = ((f"{param}[{i}]", item) for i, item in enumerate(items))
+    return [(name, string(name, item)) for name, item in named]
 
 
 def score_body(
