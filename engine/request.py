@@ -56,6 +56,7 @@ class SamplingParams:
     ignore_eos: bool = False
     top_logprobs: int | None = None  # report each token's logprob and so many likeliest; None: nothing
     grammar: Grammar | None = None  # not together with ignore_eos
+    logprobs_of: tuple[int, ...] = ()  # report these tokens instead of the likeliest, in this order
 
     @property
     def is_special(self) -> bool:
@@ -93,7 +94,7 @@ class TokenLogprob:
 
     token: the bytes that it stands for; alone they need not be whole characters.
     logprob: natural logarithm of its probability under the model, before temperature, penalties and limits.
-    top: the same of the likeliest tokens, likeliest first.
+    top: the same of the likeliest tokens, likeliest first, or of those that were asked for.
     offset: characters of the text before the token.
     """
 

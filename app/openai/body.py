@@ -41,7 +41,7 @@ class BodyRefused(Exception):
 
 @dataclass(frozen=True, slots=True)
 class EmbeddingForm:
-    """What the answer makes of the prompts' embeddings.
+    """What the answer makes of the prompts' embeddings, or of the scores of a model that generates.
 
     size: numbers shown of each, which is then scaled to length 1 again if `normalises`.
     num_queries: how many of the first prompts are compared with the others; 0: nothing is.
@@ -70,6 +70,7 @@ class Translated:
     embedding: of a body that asks for no text.
     calling: of a body whose answers may call tools.
     shown: what the answer repeats of the body; None: nothing.
+    num_yes: how many of the first `sampling.logprobs_of` mean yes, the rest no.
     """
 
     model: str
@@ -82,6 +83,7 @@ class Translated:
     embedding: EmbeddingForm | None = None
     calling: Calling | None = None
     shown: Json | None = None
+    num_yes: int = 0
 
     @property
     def num_requests(self) -> int:

@@ -1,9 +1,10 @@
-"""/v1/score and /v1/rerank, extensions with the shapes of other engines: how alike texts are.
+"""/v1/score and /v1/rerank, extensions with the shapes of other engines: how well texts go together.
 
-The score of two texts is the cosine of their embeddings.
+The score of two texts is the cosine of their embeddings; a model that generates is asked (judging.py).
 """
 
 from collections.abc import Sequence
+from itertools import cycle
 from typing import Any
 
 import numpy as np
@@ -28,12 +29,12 @@ from app.openai.embeddings import (
     NO_OUTPUT,
     UNSUPPORTED,
     check_count,
-    embedding_model,
     scaled,
     text_ids,
     text_usage,
     vectors_of,
 )
+from app.openai.judging import Named, judge_pairs, yes_shares
 from app.openai.parameters import check_parameters
 from engine.request import Completion
 
@@ -42,10 +43,10 @@ _RERANK = frozenset({"model", "query", "documents", "top_n", "return_documents",
 
 
 def parse_score(body: Json, context: TranslationContext, *, seed_key: str) -> Translated | BodyError:
-    """The texts of `text_1`, then those of `text_2`."""
+    """The texts of `text_1`, then those of `text_2`; or a chat for each pair."""
     try:
         check_parameters(body, _SCORE, UNSUPPORTED)
-        model = embedding_model(body, context)
+        model = required(body, "model", string)
         first = required(body, "text_1", _texts)
         second = required(body, "text_2", _texts)
         if len(first) not in (1, len(second)):
@@ -55,32 +56,41 @@ def parse_score(body: Json, context: TranslationContext, *, seed_key: str) -> Tr
                 "text_1",
                 "invalid_value",
             )
-        form = EmbeddingForm(num_queries=len(first))
-        return Translated(model, text_ids([*first, *second], context), NO_OUTPUT, embedding=form)
+        return _compared(model, first, second, EmbeddingForm(num_queries=len(first)), context)
     except BodyRefused as refused:
         return refused.error
 
 
 def parse_rerank(body: Json, context: TranslationContext, *, seed_key: str) -> Translated | BodyError:
-    """The query, then the documents."""
+    """The query, then the documents; or a chat for each document."""
     try:
         check_parameters(body, _RERANK, UNSUPPORTED)
-        model = embedding_model(body, context)
+        model = required(body, "model", string)
         query = required(body, "query", string)
         documents = required(body, "documents", _documents)
         top_n = optional(body, "top_n", integer(1), None)
         is_shown = optional(body, "return_documents", boolean, False)
         shown = tuple(text for _, text in documents) if is_shown else None
         form = EmbeddingForm(num_queries=1, top_n=top_n, documents=shown)
-        return Translated(model, text_ids([("query", query), *documents], context), NO_OUTPUT, embedding=form)
+        return _compared(model, [("query", query)], documents, form, context)
     except BodyRefused as refused:
         return refused.error
 
 
-_Named = list[tuple[str, str]]  # texts with their places in the body
+def _compared(
+    model: str,
+    queries: Sequence[Named],
+    texts: Sequence[Named],
+    form: EmbeddingForm,
+    context: TranslationContext,
+) -> Translated:
+    """Each query with its text; one query goes with all."""
+    if context.embedding_size is None:
+        return judge_pairs(model, zip(cycle(queries), texts), form, context)
+    return Translated(model, text_ids([*queries, *texts], context), NO_OUTPUT, embedding=form)
 
 
-def _texts(param: str, value: object) -> _Named:
+def _texts(param: str, value: object) -> list[Named]:
     if isinstance(value, str):
         return [(param, value)]
     if not isinstance(value, list):
@@ -88,13 +98,13 @@ def _texts(param: str, value: object) -> _Named:
     return _strings(param, value)
 
 
-def _documents(param: str, value: object) -> _Named:
+def _documents(param: str, value: object) -> list[Named]:
     """Strings, or objects with a `text`."""
     items = array(param, value)
     return _strings(param, [item.get("text") if isinstance(item, dict) else item for item in items])
 
 
-def _strings(param: str, items: Sequence[object]) -> _Named:
+def _strings(param: str, items: Sequence[object]) -> list[Named]:
     if not items:
         refuse(f"Invalid '{param}': it must not be empty.", param, "invalid_value")
     check_count(param, items)
@@ -151,7 +161,9 @@ def rerank_body(
 
 
 def _scores(asked: Translated, completions: Sequence[Completion]) -> list[float]:
-    """Cosines of the queries with the other texts; one query goes with all."""
+    """Of each text with its query; cosines where there are embeddings."""
+    if asked.num_yes:
+        return yes_shares(asked, completions)
     assert asked.embedding is not None
     vectors = scaled(vectors_of(completions)).astype(np.float64)
     num_queries = asked.embedding.num_queries

@@ -35,7 +35,11 @@ def _some(logits: torch.Tensor, token_ids: TokenIds, rows: Sequence[SpecialRow])
     num_top = [min(row.sampling.top_logprobs or 0, logits.shape[-1]) for row in rows]
     top = logprobs.topk(max(num_top), dim=-1)
     top_ids, of_top = top.indices.cpu().numpy().astype(np.int32), top.values.cpu().numpy()
-    return [
-        RowLogprobs(row.index, of_chosen[i], top_ids[i, :count].copy(), of_top[i, :count].copy())
-        for i, (row, count) in enumerate(zip(rows, num_top, strict=True))
-    ]
+    found: list[RowLogprobs] = []
+    for i, (row, count) in enumerate(zip(rows, num_top, strict=True)):
+        ids, values = top_ids[i, :count].copy(), of_top[i, :count].copy()
+        if row.sampling.logprobs_of:
+            ids = np.array(row.sampling.logprobs_of, dtype=np.int32)
+            values = logprobs[i, torch.from_numpy(ids).to(logits.device).long()].cpu().numpy()
+        found.append(RowLogprobs(row.index, of_chosen[i], ids, values))
+    return found

@@ -52,7 +52,7 @@ class RowLogprobs:
 
     index: of the row among the sampled rows.
     logprob: of the token that was chosen.
-    top_ids: int32 [K], the likeliest tokens, likeliest first; top: float32 [K], theirs.
+    top_ids: int32 [K], the likeliest tokens, likeliest first, or those asked for; top: float32 [K], theirs.
     """
 
     index: int

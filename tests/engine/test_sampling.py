@@ -172,8 +172,13 @@ def test_logprobs_are_those_of_transformers(tiny_llama_dir, model, monkeypatch):
         Request(one.request_id, one.prompt_ids, replace(one.sampling, top_logprobs=one.request_id % 4 + 1))
         for one in _requests()
     ]
-    done = run(engine, [*requests, Request(NUM_REQUESTS, PROMPT, SamplingParams(max_tokens=5))])
+    wanted = Request(NUM_REQUESTS + 1, PROMPT, SamplingParams(1, top_logprobs=0, logprobs_of=(9, 200, 4)))
+    done = run(engine, [*requests, Request(NUM_REQUESTS, PROMPT, SamplingParams(max_tokens=5)), wanted])
     assert engine.stats.preemptions > 0
+    (told,) = done[wanted.request_id].logprobs
+    assert [token for token, _ in told.top] == [engine.tokenizer.token_bytes(id_) for id_ in (9, 200, 4)]
+    (exact,) = _exact_logprobs(model, PROMPT, done[wanted.request_id].output_ids.tolist())
+    assert [value for _, value in told.top] == pytest.approx(exact[[9, 200, 4]], abs=1e-4)
     assert done[NUM_REQUESTS].logprobs is None
     for request in requests:
         completion = done[request.request_id]
