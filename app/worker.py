@@ -21,6 +21,7 @@ from app.db.lines import undo_attempts
 from app.db.locks import try_lock
 from app.db.session import Database
 from app.db.telemetry import save_telemetry
+from app.express import Express
 from app.figures import Figures
 from app.heartbeat import Heartbeat, HeartbeatFailed
 from app.intake import Intake
@@ -69,6 +70,7 @@ class Worker:
         self._worker_id = f"worker_{uuid.uuid4().hex}"
         self._running: list[RunningBatch] = []
         self._pace = Pace()
+        self._express = Express()
         self._figures = Figures()
         self._next_figures_at = 0.0  # monotonic
 
@@ -152,9 +154,8 @@ class Worker:
             self._running.insert(0 if batch.claim.is_direct else len(self._running), batch)
 
     def _step(self) -> Sequence[Completion]:
-        started = time.perf_counter()
-        completions = self._engine.step()
-        seconds = time.perf_counter() - started
+        has_direct = any(batch.claim.is_direct and batch.unanswered for batch in self._running)
+        completions, seconds = self._express.step(self._engine, has_direct)
         self._figures.stepped(seconds, self._engine.load.step_tokens, completions)
         return completions
 

@@ -114,8 +114,11 @@ class EncoderEngine:
         """What it holds now: never any KV."""
         return EngineLoad(self._step_tokens, kv_bytes=0, used_kv_bytes=0)
 
-    def step(self) -> list[Completion]:
-        """Compute one step; the requests that it answered."""
+    def step(self, least_priority: int | None = None) -> list[Completion]:
+        """Compute one step; the requests that it answered.
+
+        least_priority: says nothing here, since a step's texts are always of the highest priority.
+        """
         texts = self._next_texts()
         vectors = self._embed([requests[0].prompt_ids for requests in texts])
         self._stats.steps += 1

@@ -129,9 +129,12 @@ class Engine:
         """Requests that have KV pages now."""
         return self._scheduler.running_ids
 
-    def step(self) -> list[Completion]:
-        """Compute one step; the requests that it finished."""
-        batch = self._masker.begin(self._scheduler.next_batch())
+    def step(self, least_priority: int | None = None) -> list[Completion]:
+        """Compute one step; the requests that it finished.
+
+        least_priority: it is for requests of this priority and above alone, if any of them can go on.
+        """
+        batch = self._masker.begin(self._scheduler.next_batch(least_priority))
         self._stats.computed_tokens += batch.num_tokens
         self._stats.kv_tokens = self._pool.num_used * self._pool.page_size
         self._stats.shared_kv_tokens = self._scheduler.num_shared_pages * self._pool.page_size

@@ -129,7 +129,7 @@ class FakeEngine:
     def load(self) -> EngineLoad:
         return EngineLoad(step_tokens=self.per_step, kv_bytes=self.kv_tokens, used_kv_bytes=len(self.waiting))
 
-    def step(self) -> list[Completion]:
+    def step(self, least_priority: int | None = None) -> list[Completion]:
         self.stats.steps += 1
         if self.stats.steps == self.fail_at_step:
             raise RuntimeError("the fake device broke")

@@ -4,6 +4,7 @@ from collections.abc import Collection, Hashable
 from collections.abc import Sequence as Many
 
 import numpy as np
+from numpy.typing import NDArray
 
 from engine.memory.pages import PagePool
 from engine.planning.lengths import LengthEstimator
@@ -142,14 +143,21 @@ class Scheduler:
             if sequence is not None:
                 self._end(sequence)
 
-    def next_batch(self) -> StepBatch:
-        """The next step; `commit` must follow. Only while there is work."""
+    def next_batch(self, least_priority: int | None = None) -> StepBatch:
+        """The next step; `commit` must follow. Only while there is work.
+
+        least_priority: the step is for requests of it and above alone, if any of them can go on; those below
+        may have to give them memory.
+        """
         assert self.has_work, "no work"
         assert self._sampled is None, "the last batch was not committed"
         self._give_room_to_decode()
-        num_decoding = self._advance_decoding()
-        spans = self._fill(self._max_batch_tokens - num_decoding)
-        batch, self._sampled = build_batch(self._residents, spans, self._pool.page_size, self._eos_token_ids)
+        decoding, spans = self._choose(least_priority)
+        if not (spans or decoding.any()):
+            decoding, spans = self._choose(None)
+        batch, self._sampled = build_batch(
+            self._residents, decoding, spans, self._pool.page_size, self._eos_token_ids
+        )
         assert 0 < batch.num_tokens <= self._max_batch_tokens, f"{batch.num_tokens} rows in a step"
         self.num_steps += 1
         return batch
@@ -237,14 +245,28 @@ class Scheduler:
             self._preempt(self._residents.latest_leaf())
         return sequence.slot is not None
 
+    def _give_way(self, sequence: Sequence) -> bool:
+        """Preempts the latest running sequence, if it is of a lower priority than `sequence`."""
+        if not self._num_running or (latest := self._residents.latest_leaf()).priority >= sequence.priority:
+            return False
+        self._preempt(latest)
+        return True
+
     def _preempt(self, sequence: Sequence) -> None:
         self._stop_running(sequence)
         self._turns.give_back(sequence)
         self.num_preemptions += 1
 
-    def _advance_decoding(self) -> int:
-        """Counts this step's decode rows as computed. Returns how many there are."""
-        slots = np.flatnonzero(self._residents.decoding)
+    def _choose(self, least_priority: int | None) -> tuple[NDArray[np.bool_], list[Span]]:
+        """Which leaves decode in the next step, by slot, and its prompt rows."""
+        decoding = self._residents.decoding
+        if least_priority is not None:
+            decoding = decoding & (self._residents.rank < (1 - least_priority) * _RANKS_PER_PRIORITY)
+        num_decoding = self._advance_decoding(np.flatnonzero(decoding))
+        return decoding, self._fill(self._max_batch_tokens - num_decoding, least_priority)
+
+    def _advance_decoding(self, slots: Slots) -> int:
+        """Counts these leaves' rows as computed. Returns how many there are."""
         self._residents.num_computed[slots] += 1
         rows = np.bincount(self._residents.tenant[slots], minlength=len(self._tenants))
         for tenant in np.flatnonzero(rows).tolist():
@@ -253,18 +275,25 @@ class Scheduler:
 
     # Prompts
 
-    def _fill(self, num_rows: int) -> list[Span]:
+    def _fill(self, num_rows: int, least_priority: int | None) -> list[Span]:
         """Up to `num_rows` prompt rows: of running sequences first, then of sequences admitted for them."""
+
+        def takes_part(sequence: Sequence) -> bool:
+            return least_priority is None or sequence.priority >= least_priority
+
         spans: list[Span] = []
         # Own rows before prefix rows: they end in a sample soonest.
         self._filling.sort(key=lambda sequence: (not self._residents.has_prefix(sequence), sequence.rank))
-        for sequence in self._filling:
+        for sequence in filter(takes_part, self._filling):
             num_rows -= self._advance(sequence, num_rows, spans)
         num_to_come: int | None = None
-        while num_rows and (first := self._next_waiting()) is not None:
+        while num_rows and (first := self._next_waiting()) is not None and takes_part(first):
             if num_to_come is None:
                 num_to_come = self._outlook.pages_still_to_come()
             if not self._admit(first, num_to_come):
+                if least_priority is not None and self._give_way(first):
+                    num_to_come = None
+                    continue
                 break
             num_rows -= self._advance(first, num_rows, spans)
         return spans

@@ -29,6 +29,7 @@ class Job:
     finished: dict[int, Sequence] = field(default_factory=dict)
     held: dict[int, Request] = field(default_factory=dict)
     rows: list[int] = field(default_factory=list)
+    sampled: list[list[int]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.pool = PagePool(self.num_pages, self.page_size)
@@ -73,8 +74,9 @@ class Job:
             self.held.pop(request_id, None)
         self.scheduler.check_invariants()
 
-    def step(self) -> None:
-        batch = self.scheduler.next_batch()
+    def step(self, least_priority: int | None = None) -> None:
+        batch = self.scheduler.next_batch(least_priority)
+        self.sampled.append(batch.request_ids.tolist())
         assert 0 < batch.num_tokens <= self.max_batch_tokens
         self.rows.append(batch.num_tokens)
         for sequence in self.scheduler.commit(batch, self.model.run(batch)):
@@ -332,6 +334,42 @@ def test_a_higher_priority_is_admitted_before_all_that_waits():
         job.step()  # the first is running when the others come
     job.run()
     assert list(job.finished) == [1, 6, 7, 2, 3, 5, 4]
+
+
+@settings(max_examples=60)
+@given(workloads(), workloads(max_prompts=3), PAGE_SIZES, st.integers(0, 12), st.integers(2, 30), st.data())
+def test_steps_for_a_priority_alone_change_no_output(
+    requests, urgent, page_size, spare_pages, max_batch_tokens, data
+):
+    urgent = [Request(1000 + one.request_id, one.prompt_ids, one.sampling) for one in urgent]
+    num_pages = pages_alone([*requests, *urgent], page_size) + spare_pages
+    job = Job(num_pages, page_size, max_batch_tokens)
+    job.join(requests, "a")
+    for _ in range(data.draw(st.integers(0, 5))):
+        if job.scheduler.has_work:
+            job.step()
+    job.join(urgent, "a", priority=101)
+    for is_alone in data.draw(st.lists(st.booleans(), max_size=20)):
+        if job.scheduler.has_work:
+            job.step(101 if is_alone else None)
+    job.run()
+    assert job.finished.keys() == {one.request_id for one in [*requests, *urgent]}
+
+
+def test_a_step_for_a_priority_alone_has_no_other_rows_and_takes_their_memory():
+    job = Job(num_pages=8, page_size=4, max_batch_tokens=64)
+    job.add([request(i, [10 + i] * 9, max_tokens=8, ignore_eos=True) for i in range(2)])
+    job.step()
+    assert job.pool.num_free == 0  # as much as both are expected to need
+    job.add([request(9, [1] * 9, max_tokens=3, ignore_eos=True)], priority=101)
+    for _ in range(3):
+        job.step(101)
+    assert job.sampled[1:] == [[9]] * 3
+    assert list(job.finished) == [9]
+    assert job.scheduler.num_preemptions == 1
+    job.step(101)  # none is left: a step of all
+    assert job.sampled[-1]
+    job.run()
 
 
 def test_sampling_columns_are_the_requests_own():
