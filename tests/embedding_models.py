@@ -56,7 +56,8 @@ def save_tiny_encoder(
     (path / "modules.json").write_text(json.dumps(modules))
     (path / "1_Pooling").mkdir(exist_ok=True)
     modes = ["cls_token", "mean_tokens", "max_tokens", "lasttoken"]
-    config_of_pooling = {f"pooling_mode_{mode}": mode == pooling for mode in modes}
+    config_of_pooling: dict[str, object] = {f"pooling_mode_{mode}": mode == pooling for mode in modes}
+    config_of_pooling["word_embedding_dimension"] = 32
     (path / "1_Pooling" / "config.json").write_text(json.dumps(config_of_pooling))
     if max_tokens is not None:
         (path / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": max_tokens}))

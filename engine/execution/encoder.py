@@ -77,7 +77,7 @@ class Encoder:
             else:
                 runs.append((1, len(text)))
         positions = np.concatenate([np.arange(len(text)) for text in texts]) + self.first_position
-        return _run(self.model, np.concatenate(texts), position_ids=positions, **{_RUNS_KWARG: runs})
+        return _run(self.model, np.concatenate(texts), positions, **{_RUNS_KWARG: runs})
 
 
 def load_encoder(path: Path, config: EmbeddingConfig, device: torch.device, dtype: torch.dtype) -> Encoder:
@@ -129,7 +129,7 @@ def _probe(model: PreTrainedModel, config: EmbeddingConfig, num_positions: int, 
     errors: list[float] = []
     try:
         model.set_attn_implementation("eager")
-        alone = torch.cat([_run(model, text) for text in texts])
+        alone = torch.cat([_run(model, text) for text in texts])  # with nothing of ours
         model.set_attn_implementation(ATTENTION_NAME)
         for first in [0] if padding_id is None else [0, padding_id + 1]:
             packed = Encoder(model, config, first, num_positions, vocab_size).hidden_states(texts)
@@ -149,20 +149,25 @@ def _probe(model: PreTrainedModel, config: EmbeddingConfig, num_positions: int, 
     )
 
 
-def _run(model: PreTrainedModel, token_ids: TokenIds, **kwargs: Any) -> torch.Tensor:
-    """Hidden states [T, hidden size] of one flat sequence."""
+def _run(
+    model: PreTrainedModel,
+    token_ids: TokenIds,
+    position_ids: NDArray[np.int64] | None = None,
+    **kwargs: Any,
+) -> torch.Tensor:
+    """Hidden states [T, hidden size] of one flat sequence; without positions, of a text as the model has it."""
 
     def row(values: NDArray[Any]) -> torch.Tensor:
         return torch.from_numpy(values.astype(np.int64)).to(model.device)[None]
 
-    given = {"position_ids": row(kwargs.pop("position_ids"))} if "position_ids" in kwargs else {}
-    parameters = inspect.signature(model.forward).parameters
-    if "token_type_ids" in parameters:
-        # Given, since what a model makes itself is no longer than one text may be.
-        given["token_type_ids"] = row(np.zeros(len(token_ids)))
-    if "use_cache" in parameters:
+    if position_ids is not None:
+        kwargs["position_ids"] = row(position_ids)
+        if getattr(model.config, "type_vocab_size", None):
+            # Given, since what a model makes itself is no longer than one text may be.
+            kwargs["token_type_ids"] = row(np.zeros(len(token_ids)))
+    if "use_cache" in inspect.signature(model.forward).parameters:
         kwargs["use_cache"] = False  # a decoder would keep KV that nobody reads
-    states: torch.Tensor = model(input_ids=row(token_ids), **given, **kwargs).last_hidden_state[0]
+    states: torch.Tensor = model(input_ids=row(token_ids), **kwargs).last_hidden_state[0]
     return states
 
 

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from engine.request import TokenIds
 from engine.scheduling.batch import Ints, SpecialRow, StepBatch
@@ -21,17 +20,18 @@ class Span:
 
 def build_batch(
     residents: Residents,
-    decoding: NDArray[np.bool_],
+    decoding: Slots,
     spans: list[Span],
     page_size: int,
     eos_token_ids: TokenIds,
 ) -> tuple[StepBatch, Slots]:
-    """The step that computes `spans` and one row of the leaves that are `decoding`, by slot.
+    """The step that computes `spans` and one row of each leaf that is `decoding`.
 
     `residents.num_computed` counts the step's own rows already. eos_token_ids: int32.
     Returns: the batch, and the table's slot of each sampled row, int64 [S].
     """
-    num_rows = decoding.astype(np.int32)
+    num_rows = np.zeros(len(residents.rank), dtype=np.int32)
+    num_rows[decoding] = 1
     for span in spans:
         num_rows[span.slot] = len(span.token_ids)
     layout = _with_rows(residents.layout(), num_rows)

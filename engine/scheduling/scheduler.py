@@ -4,7 +4,6 @@ from collections.abc import Collection, Hashable
 from collections.abc import Sequence as Many
 
 import numpy as np
-from numpy.typing import NDArray
 
 from engine.memory.pages import PagePool
 from engine.planning.lengths import LengthEstimator
@@ -153,7 +152,7 @@ class Scheduler:
         assert self._sampled is None, "the last batch was not committed"
         self._give_room_to_decode()
         decoding, spans = self._choose(least_priority)
-        if not (spans or decoding.any()):
+        if not (spans or len(decoding)):
             decoding, spans = self._choose(None)
         batch, self._sampled = build_batch(
             self._residents, decoding, spans, self._pool.page_size, self._eos_token_ids
@@ -257,21 +256,20 @@ class Scheduler:
         self._turns.give_back(sequence)
         self.num_preemptions += 1
 
-    def _choose(self, least_priority: int | None) -> tuple[NDArray[np.bool_], list[Span]]:
-        """Which leaves decode in the next step, by slot, and its prompt rows."""
-        decoding = self._residents.decoding
+    def _choose(self, least_priority: int | None) -> tuple[Slots, list[Span]]:
+        """Which leaves decode in the next step, and its prompt rows."""
+        slots = np.flatnonzero(self._residents.decoding)
         if least_priority is not None:
-            decoding = decoding & (self._residents.rank < (1 - least_priority) * _RANKS_PER_PRIORITY)
-        num_decoding = self._advance_decoding(np.flatnonzero(decoding))
-        return decoding, self._fill(self._max_batch_tokens - num_decoding, least_priority)
+            slots = slots[self._residents.rank[slots] < (1 - least_priority) * _RANKS_PER_PRIORITY]
+        self._advance_decoding(slots)
+        return slots, self._fill(self._max_batch_tokens - len(slots), least_priority)
 
-    def _advance_decoding(self, slots: Slots) -> int:
-        """Counts these leaves' rows as computed. Returns how many there are."""
+    def _advance_decoding(self, slots: Slots) -> None:
+        """Counts these leaves' rows as computed."""
         self._residents.num_computed[slots] += 1
         rows = np.bincount(self._residents.tenant[slots], minlength=len(self._tenants))
         for tenant in np.flatnonzero(rows).tolist():
             self._turns.charge(tenant, int(rows[tenant]))
-        return len(slots)
 
     # Prompts
 

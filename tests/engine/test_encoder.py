@@ -85,10 +85,23 @@ def test_limits_and_sizes_are_the_models_own(tmp_path: Path) -> None:
         (tiny_encoder_config("t5"), "encoder-decoder"),
         (tiny_encoder_config("modernbert", local_attention=8, pad_token_id=0), "hides tokens"),
         (
-            tiny_encoder_config("qwen2", use_sliding_window=True, sliding_window=8, max_window_layers=0),
+            tiny_encoder_config(
+                "qwen2", num_key_value_heads=2, use_sliding_window=True, sliding_window=8, max_window_layers=0
+            ),
             "hides tokens",
         ),
-        (tiny_encoder_config("gpt_oss", sliding_window=None, layer_types=["full_attention"] * 2), "sinks"),
+        (
+            tiny_encoder_config(
+                "gpt_oss",
+                num_key_value_heads=2,
+                head_dim=8,
+                num_local_experts=4,
+                num_experts_per_tok=2,
+                sliding_window=8,
+                layer_types=["full_attention"] * 2,
+            ),
+            "sinks",
+        ),
     ],
     ids=lambda value: getattr(value, "model_type", ""),
 )
