@@ -155,7 +155,7 @@ def _run(
     position_ids: NDArray[np.int64] | None = None,
     **kwargs: Any,
 ) -> torch.Tensor:
-    """Hidden states [T, hidden size] of one flat sequence; without positions, of a text as the model has it."""
+    """Hidden states [T, hidden size] of one flat sequence; without positions, of one text alone."""
 
     def row(values: NDArray[Any]) -> torch.Tensor:
         return torch.from_numpy(values.astype(np.int64)).to(model.device)[None]
