@@ -62,6 +62,7 @@ _NAMES = {
     "response_format": "text.format",
     "reasoning_effort": "reasoning.effort",
     "tool_choice.function": "tool_choice",
+    "tool_choice.allowed_tools": "tool_choice",
 }
 _NO_DETAILS = {"description": None, "parameters": None, "strict": False}  # of a tool, for the answer
 _TEXT_PARTS = ("input_text", "output_text")
@@ -78,8 +79,8 @@ def parse_response(body: Json, context: TranslationContext, *, seed_key: str) ->
     return _renamed(asked, places) if isinstance(asked, BodyError) else replace(asked, shown=shown)
 
 
-def _as_chat(body: Json) -> tuple[dict[str, Any], list[str]]:
-    """The body as a chat's, and of each of its messages where it stands here."""
+def _as_chat(body: Json) -> tuple[dict[str, Any], list[list[str]]]:
+    """The body as a chat's, and of each of its messages the places here of what it was made of."""
     check_parameters(body, _KNOWN, _UNSUPPORTED)
     chat = {name: value for name, value in body.items() if name in _OF_CHAT}
     messages, places = _messages(body)
@@ -96,17 +97,17 @@ def _as_chat(body: Json) -> tuple[dict[str, Any], list[str]]:
     return chat, places
 
 
-def _messages(body: Json) -> tuple[list[dict[str, Any]], list[str]]:
+def _messages(body: Json) -> tuple[list[dict[str, Any]], list[list[str]]]:
     messages: list[dict[str, Any]] = []
-    places: list[str] = []
+    places: list[list[str]] = []
     instructions = optional(body, "instructions", string, None)
     if instructions is not None:
         messages.append({"role": "system", "content": instructions})
-        places.append("instructions")
+        places.append(["instructions"])
     given = required(body, "input", anything)
     if isinstance(given, str):
         messages.append({"role": "user", "content": given})
-        places.append("input")
+        places.append(["input"])
         return messages, places
     if not isinstance(given, list):
         wrong_type("input", "a string or an array", given)
@@ -117,9 +118,10 @@ def _messages(body: Json) -> tuple[list[dict[str, Any]], list[str]]:
         message = _message(place, json_object(place, item))
         if messages and "tool_calls" in message and messages[-1].get("tool_calls"):
             messages[-1]["tool_calls"] += message["tool_calls"]  # one turn of the assistant's
+            places[-1].append(place)
         else:
             messages.append(message)
-            places.append(place)
+            places.append([place])
     return messages, places
 
 
@@ -207,18 +209,28 @@ def _tool(place: str, value: object) -> dict[str, Any]:
 def _tool_choice(value: object) -> object:
     if not isinstance(value, dict):
         return value
+    if value.get("type") == "allowed_tools":
+        tools = [
+            _tool(f"tool_choice.tools[{i}]", tool)
+            for i, tool in enumerate(optional(value, "tools", array, []))
+        ]
+        return {"type": "allowed_tools", "allowed_tools": {"mode": value.get("mode"), "tools": tools}}
     if value.get("type") != "function":
-        message = f"Invalid value: '{value.get('type')}'. Supported values are: 'function'."
+        message = f"Invalid value: '{value.get('type')}'. Supported values are: 'function', 'allowed_tools'."
         refuse(message, "tool_choice.type", "unsupported_value")
     return {"type": "function", "function": _without_type(value)}
 
 
-def _renamed(error: BodyError, places: Sequence[str]) -> BodyError:
+def _renamed(error: BodyError, places: Sequence[Sequence[str]]) -> BodyError:
     """What a chat refuses, with the parameter's name as it is here."""
     old = error.param or ""
-    new = re.sub(r"^messages\[(\d+)\]", lambda found: places[int(found[1])], old)
-    new = re.sub(r"^messages$", "input", new)
-    new = re.sub(r"^(tools\[\d+\])\.function", r"\1", new)
+    in_message = re.match(r"messages\[(\d+)\](?:\.tool_calls\[(\d+)\](?:\.function)?)?", old)
+    if in_message is not None:
+        place = places[int(in_message[1])][int(in_message[2] or 0)]
+        new = place + re.sub(r"^\.(?:tool_call_)?id$", ".call_id", old[in_message.end() :])
+    else:
+        new = re.sub(r"^messages$", "input", old)
+    new = re.sub(r"\b(tools\[\d+\])\.function", r"\1", new)
     for theirs, ours in _NAMES.items():
         new = re.sub(rf"^{re.escape(theirs)}\b", ours, new)
     if new == old:
@@ -271,7 +283,7 @@ def response_body(
         "error": None,
         "incomplete_details": {"reason": "max_output_tokens"} if is_cut else None,
         "model": asked.model,
-        "output": _output(choice, response_id, status),
+        "output": output_of(choice, response_id, status),
         "usage": _usage(chat["usage"]),
         "background": False,
         "previous_response_id": None,
@@ -282,8 +294,8 @@ def response_body(
     }
 
 
-def _output(choice: Mapping[str, Any], response_id: str, status: str) -> list[dict[str, Any]]:
-    """The text, if there is one, then the calls."""
+def output_of(choice: Mapping[str, Any], response_id: str, status: str) -> list[dict[str, Any]]:
+    """Items of an answer: the text of a chat's choice, if there is one, then its calls."""
     message, logprobs = choice["message"], choice["logprobs"]
     calls = message.get("tool_calls") or []
     output: list[dict[str, Any]] = []

@@ -1,14 +1,15 @@
 """The text subset of /v1/responses: what is honoured, what is a 400, and an answer that the SDK takes."""
 
+import json
 from typing import Any
 
 import numpy as np
 import pytest
-from openai.types.responses import Response
+from openai.types.responses import Response, ResponseFunctionToolCall
 
 from app.openai.body import BodyError, Translated, TranslationContext
-from app.openai.responses import parse_response, response_body
-from engine.request import Completion, FinishReason, TokenLogprob
+from app.openai.responses import output_of, parse_response, response_body
+from engine.request import Completion, FinishReason, Grammar, GrammarKind, TokenLogprob
 from tests.fakes import ByteTokenizer
 
 CONTEXT = TranslationContext(ByteTokenizer(), max_context=200)
@@ -155,6 +156,79 @@ def test_what_is_refused(body: dict[str, Any], param: str, code: str) -> None:
     assert isinstance(error, BodyError), body
     assert (error.status, error.param, error.code) == (400, param, code)
     assert "messages" not in error.message or param == "messages"
+
+
+SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
+ADD = {"type": "function", "name": "add", "parameters": SCHEMA, "strict": True}
+CALL = {"type": "function_call", "call_id": "c1", "name": "add", "arguments": '{"a": 1}'}
+OUTPUT = {"type": "function_call_output", "call_id": "c1", "output": "2"}
+
+
+def test_formats() -> None:
+    assert accepted({"text": {"format": {"type": "text"}}}).sampling.grammar is None
+    named = {"type": "json_schema", "name": "answer", "schema": SCHEMA, "strict": True}
+    grammar = accepted({"text": {"format": named}}).sampling.grammar
+    assert grammar == Grammar(GrammarKind.JSON_SCHEMA, json.dumps(SCHEMA))
+    grammar = accepted({"text": {"format": {"type": "json_object"}}}).sampling.grammar
+    assert grammar is not None
+    assert grammar.kind == GrammarKind.JSON_SCHEMA
+    assert answer({"text": {"format": named}}).text.format.name == "answer"  # type: ignore[union-attr]
+
+
+def test_tools() -> None:
+    wide = TranslationContext(ByteTokenizer(), max_context=2_000)
+    called = {"tools": [ADD, {"type": "function", "name": "greet"}], "parallel_tool_calls": False}
+    choices: list[tuple[Any, bool]] = [
+        ("auto", False),
+        ("required", True),
+        ({"type": "function", "name": "add"}, True),
+        ({"type": "allowed_tools", "mode": "auto", "tools": [{"type": "function", "name": "add"}]}, False),
+    ]
+    for choice, is_forced in choices:
+        body = {"model": "m", "input": "Hello", **called, "tool_choice": choice}
+        translated = parse_response(body, wide, seed_key="k")
+        assert isinstance(translated, Translated), translated
+        assert translated.calling is not None
+        assert translated.calling.is_forced == is_forced
+    history = [{"role": "user", "content": "Add."}, CALL, CALL | {"call_id": "c2"}, OUTPUT]
+    told = parse_response({"model": "m", "input": history}, wide, seed_key="k")
+    assert isinstance(told, Translated), told
+
+
+def test_calls_in_an_answer() -> None:
+    message = {"content": None, "tool_calls": [{"id": "c1", "function": {"name": "add", "arguments": "{}"}}]}
+    (item,) = output_of({"message": message, "logprobs": None}, "1", "completed")
+    assert ResponseFunctionToolCall.model_validate(item, strict=True).call_id == "c1"
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({"text": {"format": {"type": "json_schema", "schema": SCHEMA}}}, "text.format.name"),
+        ({"text": {"format": {"type": "xml"}}}, "text.format.type"),
+        ({"tools": [ADD | {"name": "a b"}]}, "tools[0].name"),
+        ({"tools": [ADD], "tool_choice": {"type": "function", "name": "x"}}, "tool_choice.name"),
+        (
+            {
+                "tools": [ADD],
+                "tool_choice": {
+                    "type": "allowed_tools",
+                    "mode": "auto",
+                    "tools": [{"type": "function", "name": "x"}],
+                },
+            },
+            "tool_choice.tools[0].name",
+        ),
+        ({"tools": [ADD], "tool_choice": {"type": "allowed_tools", "mode": "x"}}, "tool_choice.mode"),
+        ({"instructions": "i", "input": [CALL, CALL | {"arguments": "["}]}, "input[1].arguments"),
+        ({"input": [CALL, OUTPUT | {"call_id": 7}]}, "input[1].call_id"),
+        ({"input": [CALL | {"call_id": 7}]}, "input[0].call_id"),
+    ],
+)
+def test_what_is_refused_in_formats_and_tools(body: dict[str, Any], param: str) -> None:
+    error = parse(body)
+    assert isinstance(error, BodyError), body
+    assert (error.status, error.param) == (400, param)
 
 
 def test_an_answer() -> None:
