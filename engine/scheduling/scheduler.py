@@ -19,7 +19,7 @@ from engine.scheduling.outlook import Outlook
 from engine.scheduling.residents import Residents
 from engine.scheduling.segment import Segment
 from engine.scheduling.sequence import Sequence
-from engine.scheduling.turns import Turns
+from engine.scheduling.turns import Turns, last_rank
 
 _STEPS_PER_TURN = 32  # of a tenant, where it is not over earlier
 
@@ -260,7 +260,7 @@ class Scheduler:
         """Which leaves decode in the next step, and its prompt rows."""
         slots = np.flatnonzero(self._residents.decoding)
         if least_priority is not None:
-            slots = slots[self._residents.rank[slots] < (1 - least_priority) * _RANKS_PER_PRIORITY]
+            slots = slots[self._residents.rank[slots] <= last_rank(least_priority)]
         self._advance_decoding(slots)
         return slots, self._fill(self._max_batch_tokens - len(slots), least_priority)
 

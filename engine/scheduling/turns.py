@@ -18,6 +18,11 @@ from engine.scheduling.sequence import Sequence
 _RANKS_PER_PRIORITY = 1 << 40
 
 
+def last_rank(priority: int) -> int:
+    """No sequence of this priority or a higher one has a rank above it, and every other has."""
+    return (1 - priority) * _RANKS_PER_PRIORITY - 1
+
+
 @dataclass(frozen=True, slots=True)
 class _Turn:
     """tenant: whose. group: the segment right above those admitted. ends_at: a share of the tenant."""
