@@ -39,8 +39,8 @@ class TimedEngine(FakeEngine):
 
     step_log: TextIO | None = field(default=None)
 
-    def step(self) -> list[Completion]:
-        completions = super().step()
+    def step(self, least_priority: int | None = None) -> list[Completion]:
+        completions = super().step(least_priority)
         if self.step_log is not None:
             self.step_log.write(f"{time.time():.4f}\n")
             self.step_log.flush()

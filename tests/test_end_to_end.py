@@ -46,7 +46,9 @@ def test_completions_take_text_and_token_ids(live: Live) -> None:
     usage = outputs["1"]["response"]["body"]["usage"]
     assert (usage["prompt_tokens"], usage["completion_tokens"]) == (4, 5)
     assert outputs["0"]["response"]["body"]["choices"][0]["finish_reason"] == "length"
-    for line in lines:  # a direct request is the same line on the same path
-        body = {key: value for key, value in line["body"].items() if key != "ignore_eos"}
-        alone = service.client.completions.create(**body, extra_body={"ignore_eos": True})
-        assert alone.choices[0].text == outputs[line["custom_id"]]["response"]["body"]["choices"][0]["text"]
+    for custom_id, body in enumerate(bodies):  # a direct request is the same line on the same path
+        alone = client.completions.create(
+            model=MODEL, max_tokens=5, temperature=0, extra_body={"ignore_eos": True}, **body
+        )
+        batched = outputs[str(custom_id)]["response"]["body"]["choices"]
+        assert [choice.text for choice in alone.choices] == [choice["text"] for choice in batched]
