@@ -154,11 +154,20 @@ def _new_page(visitor: Visitor, problem: ApiError | None = None) -> Response:
 
 def _jobs(visitor: Visitor, after: str | None) -> dict[str, Any]:
     listed = api.list_batches(visitor.request, visitor.service, after, JOBS_A_PAGE)
+    names = {}
     with visitor.service.database.read() as session:
         for batch in listed.data:
             row = get_batch(session, batch.id)
             batch.progress = None if row is None else progress_of(session, row)
-    return {"jobs": listed.data, "has_more": listed.has_more, "last_id": listed.last_id, "after": after}
+            source = live_file(session, batch.input_file_id)
+            names[batch.id] = None if source is None else source.filename
+    return {
+        "jobs": listed.data,
+        "names": names,
+        "has_more": listed.has_more,
+        "last_id": listed.last_id,
+        "after": after,
+    }
 
 
 def _batch(visitor: Visitor, batch_id: str) -> BatchObject:

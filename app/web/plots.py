@@ -1,5 +1,6 @@
 """A batch's series as paths: x from 0 to 1000 over its time, y from 100 (nothing) to 0 (the top)."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +26,7 @@ class Plots:
 
 
 def draw_series(series: dict[str, Any]) -> Plots:
-    """Of a series as app/telemetry.py stores it, with one point at least."""
+    """Of a series as app/batch_telemetry.py stores it, with one point at least."""
     points = series["points"]
     start = points[0][0]
     seconds = max(points[-1][0] + points[-1][1] - start, 0.01)
@@ -34,12 +35,18 @@ def draw_series(series: dict[str, Any]) -> Plots:
     kv, shared = [point[4] for point in points], [point[5] for point in points]
     capacity = max(series["kv_capacity_tokens"], *kv, 1)
     num_steps = sum(point[2] for point in points)
-    top = max(per_step) or 1
+    top = _round_top(max(per_step))
     mean = sum(point[3] for point in points) / num_steps
     tokens_plot = Plot([(_area(spans, per_step, top), "area-tokens")], top, max(per_step), mean)
     areas = [(_area(spans, kv, capacity), "area-own"), (_area(spans, shared, capacity), "area-shared")]
     kv_plot = Plot(areas, capacity, max(kv), sum(kv) / len(kv))
     return Plots(tokens_plot, kv_plot, seconds, capacity)
+
+
+def _round_top(value: float) -> float:
+    """The next of 2, 4, 10, 20, 40, 100, ...: its half is a round number too."""
+    size = 10.0 ** math.floor(math.log10(max(value, 1)))
+    return next(step * size for step in (2, 4, 10) if value <= step * size)
 
 
 def _area(spans: list[tuple[float, float]], values: list[float], top: float) -> str:

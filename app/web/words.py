@@ -43,6 +43,11 @@ def duration(seconds: float) -> str:
     return " ".join(parts[:2]) or "0 s"
 
 
+def short_duration(seconds: float) -> str:
+    """Of a plot's axis: tenths while these matter."""
+    return f"{seconds:.1f} s" if seconds < 10 else duration(seconds)
+
+
 def moment(seconds: int) -> str:
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M UTC")
 
@@ -54,9 +59,9 @@ def iso(seconds: int) -> str:
 def num_bytes(value: float) -> str:
     for unit in ("bytes", "KB", "MB"):
         if value < 1000:
-            return f"{value:.0f} {unit}" if unit == "bytes" else f"{value:.1f} {unit}"
+            return f"{value:.1f}".removesuffix(".0") + f" {unit}"
         value /= 1000
-    return f"{value:.1f} GB"
+    return f"{value:.1f}".removesuffix(".0") + " GB"
 
 
 def status(batch: Any) -> str:
@@ -70,6 +75,7 @@ FILTERS: dict[str, Callable[..., str]] = {
     "short_number": short_number,
     "percent": percent,
     "duration": duration,
+    "short_duration": short_duration,
     "moment": moment,
     "iso": iso,
     "num_bytes": num_bytes,

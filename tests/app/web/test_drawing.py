@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.telemetry import Point, Series, outline_json
+from app.batch_telemetry import Point, Series, outline_json
 from app.web.plots import draw_series
 from app.web.tree import ROW_PIXELS, draw_tree
 from engine.planning.outline import outline_of
@@ -39,9 +39,9 @@ def test_thousands_of_groups_stay_readable_and_the_largest_come_first():
     drawing = drawing_of(prompts)
     assert len(drawing.blocks) < 150
     assert drawing.height < 4_000
-    assert "smaller groups" in "".join(block.label for block in drawing.blocks)
+    assert "smaller groups" in "".join(block.title for block in drawing.blocks)
     tops = [block for block in drawing.blocks if block.kind == "prefix" and block.level == 0]
-    sizes = [int(block.label.split()[0]) for block in tops]
+    sizes = [int(block.title.split()[3].replace(",", "")) for block in tops]
     assert sizes == sorted(sizes, reverse=True)
     assert len(sizes) > 1
 
@@ -50,9 +50,9 @@ def test_three_nodes():
     drawing = drawing_of([[1, 2, 3, 4, 5], [1, 2, 3, 4, 6, 7]])
     assert [(b.kind, b.level) for b in drawing.blocks] == [("prefix", 0), ("tail", 1)]
     prefix, tail = drawing.blocks
-    assert (prefix.x, prefix.label) == (0, "4 tokens × 2")
+    assert (prefix.x, prefix.label) == (0, "2 × 4 tokens")
     assert abs(tail.x - prefix.width) < 0.01
-    assert tail.label == "2 × 2"
+    assert tail.label == "2 × 2 tokens"
 
 
 @given(st.lists(st.tuples(st.integers(1, 9), st.integers(0, 5000), st.integers(0, 100)), min_size=1))
