@@ -198,7 +198,7 @@ def run(
     """Run a batch file without a service. The same command again goes on where it was interrupted."""
     with start("run", context) as settings:
         from app.engine_factory import engine_from_settings
-        from app.offline import Job
+        from app.job_folder import Job
         from app.run_command import run_and_report
 
         validation = Validation.SKIP if skip_invalid else Validation.STRICT

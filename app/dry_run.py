@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import orjson
 
 from app.batch_input import InputLimits, LineError, read_lines
-from app.offline import endpoint_of
+from app.job_folder import endpoint_of
 from app.openai.body import BodyError, TranslationContext
 from app.openai.endpoints import ENDPOINTS
 from app.settings import Settings

@@ -1,17 +1,12 @@
 """`run`: a job without HTTP. The service's own path in one process, on a database beside the output."""
 
-import hashlib
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, NoReturn
-
-import orjson
-from filelock import FileLock, Timeout
 
 from app.batch_engine import BatchEngine
 from app.db.batches import create_batch, get_batch, list_batches
@@ -19,19 +14,19 @@ from app.db.files import create_file, get_file
 from app.db.models import Batch
 from app.db.schema import migrate
 from app.db.session import Database
+from app.job_folder import Job, check_paths, endpoint_of, held_folder, private_settings
 from app.keeper import Keeper
-from app.lifecycle import TERMINAL, BatchStatus, Validation
-from app.openai.endpoints import ENDPOINTS
+from app.lifecycle import TERMINAL, BatchStatus
 from app.outage import OUTAGE, reason
 from app.progress import OnProgress
 from app.settings import DAY_SECONDS, Settings, StartupError
 from app.stopping import signals_raise
 from app.storage import Storage
+from app.whole_file import whole_file
 from app.worker import Progress, Worker
 from engine.stats import EngineStats
 
 WINDOW_DAYS = 3650  # a job of one's own has no deadline
-DEFAULT_ENDPOINT = "/v1/chat/completions"
 _COPY_BYTES = 1024 * 1024
 
 
@@ -49,21 +44,6 @@ class Interrupted(Exception):
     def __init__(self, num_done: int, num_lines: int) -> None:
         super().__init__(f"{num_done} of {num_lines}")
         self.num_done, self.num_lines = num_done, num_lines
-
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    """Where a job reads and writes, and what its invalid lines mean."""
-
-    input: Path
-    output: Path
-    errors: Path
-    validation: Validation = Validation.STRICT
-
-    @property
-    def work_dir(self) -> Path:
-        """Private to the job; it outlives an interruption, not a success."""
-        return self.output.with_name(f"{self.output.name}.batchllm")
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,12 +65,6 @@ class Report:
     peak_kv_bytes: int
 
 
-def private_settings(job: Job, settings: Settings) -> Settings:
-    """The settings, with data directory and database of this job alone, and no tenant's limits."""
-    alone = {"data_dir": job.work_dir, "database_url": None}
-    return settings.model_copy(update=alone | {"max_enqueued_requests": None, "max_enqueued_tokens": None})
-
-
 def run_job(
     job: Job,
     settings: Settings,
@@ -103,82 +77,27 @@ def run_job(
     Raises StartupError, InvalidInput, Interrupted, and what the engine factory raises.
     """
     started = time.monotonic()
-    _check_paths(job)
+    check_paths(job)
     try:
-        with _work_dir(job, settings):
+        with held_folder(job, settings):
             run = _OfflineRun(job, private_settings(job, settings), engine_factory, stop, on_progress)
             try:
                 run.finish()
             except BaseException:
                 if not run.may_hold_results:
-                    shutil.rmtree(job.work_dir)  # nothing in it is worth another try
+                    shutil.rmtree(job.folder)  # nothing in it is worth another try
                 raise
             finally:
                 run.close()
-            shutil.rmtree(job.work_dir)
+            shutil.rmtree(job.folder)
     except (OSError, *OUTAGE) as error:
-        place = getattr(error, "filename", None) or job.work_dir
+        place = getattr(error, "filename", None) or job.folder
         words = getattr(error, "strerror", None) or reason(error)
         raise StartupError(
             f"{place} cannot be used ({words}): make room or check permissions, "
             "and run the same command again."
         ) from error
     return run.report(time.monotonic() - started)
-
-
-def _check_paths(job: Job) -> None:
-    if not job.input.is_file():
-        raise StartupError(f"The input {job.input} is not a file that can be read: check the path.")
-    if len({path.resolve() for path in (job.input, job.output, job.errors)}) < 3:
-        raise StartupError("Input, output and errors must be three different files: choose other names.")
-    for path in (job.output, job.errors):
-        if not path.parent.is_dir():
-            raise StartupError(f"The directory {path.parent} does not exist: create it or choose another.")
-        if path.exists() and not path.is_file():  # a device would be replaced, not written to
-            raise StartupError(f"{path} is a directory or a device: give the name of a file.")
-
-
-@contextmanager
-def _work_dir(job: Job, settings: Settings) -> Iterator[None]:
-    """The job's work directory, made or found again, and held against a second run of the same job."""
-    what = {"input_sha256": _sha256(job.input), "model": settings.model}
-    if job.validation is Validation.SKIP:  # else as it was written before there was a choice
-        what["validation"] = job.validation
-    identity = orjson.dumps(what)
-    job.work_dir.mkdir(exist_ok=True)
-    lock = FileLock(job.work_dir / "run.lock")
-    try:
-        lock.acquire(blocking=False)
-    except Timeout as error:
-        raise StartupError(f"Another run is writing {job.output}: wait for it or choose another.") from error
-    try:
-        note = job.work_dir / "job.json"
-        if not note.exists():
-            _write_note(job, note, identity)
-        elif note.read_bytes() != identity:
-            raise StartupError(
-                f"{job.work_dir} holds an unfinished run of another input or model, or one that differs in "
-                "--skip-invalid: delete it to start anew, or choose another output."
-            )
-        yield
-    finally:
-        lock.release()
-
-
-def _write_note(job: Job, note: Path, identity: bytes) -> None:
-    """Whole or not at all: half a note would be taken for another job's."""
-    temporary = note.with_suffix(".tmp")
-    try:
-        temporary.write_bytes(identity)
-        temporary.replace(note)
-    except OSError:
-        shutil.rmtree(job.work_dir)
-        raise
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class _OfflineRun:
@@ -325,30 +244,16 @@ class _OfflineRun:
 
     def _put_in_place(self, file_id: str | None, target: Path) -> None:
         """The file's bytes under its final name, whole or not at all; no file at all gives an empty one."""
-        temporary = target.with_name(f"{target.name}.batchllm-tmp")  # beside it: a rename stays on one disk
         try:
-            with temporary.open("wb") as copy:
+            with whole_file(target) as unfinished, unfinished.open("wb") as copy:
                 if file_id is not None:
                     with self._database.read() as session:
                         file = get_file(session, file_id)
                     assert file is not None, file_id
                     with self._storage.open(file.storage_key) as blob:
                         shutil.copyfileobj(blob, copy, _COPY_BYTES)
-            temporary.replace(target)
         except OSError as error:
-            temporary.unlink(missing_ok=True)
             raise StartupError(
                 f"{target} cannot be written ({error.strerror}): the answers are kept; make room or check "
                 "permissions, and run the same command again."
             ) from error
-
-
-def endpoint_of(path: Path) -> str:
-    """The first endpoint that a line names; where none does, validation will say so."""
-    with path.open("rb") as file:
-        for line in file:
-            with suppress(ValueError, KeyError, TypeError):
-                url = orjson.loads(line.removeprefix(b"\xef\xbb\xbf"))["url"]
-                if url in ENDPOINTS:
-                    return str(url)
-    return DEFAULT_ENDPOINT

@@ -8,7 +8,8 @@ import orjson
 from rich.console import Console
 
 from app.batch_engine import BatchEngine
-from app.offline import Interrupted, InvalidInput, Job, Report, run_job
+from app.job_folder import Job
+from app.offline import Interrupted, InvalidInput, Report, run_job
 from app.progress import progress_bar
 from app.settings import Settings
 

@@ -9,6 +9,7 @@ import orjson
 import typer
 
 from app.client.convert import Asking, NotConvertible, batch_lines, join_results, read_rows, row_writer
+from app.whole_file import whole_file
 
 EXIT_NOT_CONVERTIBLE = 2
 
@@ -23,7 +24,7 @@ def make_batch_file(
     **asking: Any,
 ) -> int:
     """Write the batch file; the number of its lines. typer.Exit."""
-    with _told("convert"), _whole(output, table) as unfinished:
+    with _told("convert"), _checked(output, table) as unfinished:
         if (template is None) == (template_file is None):
             raise NotConvertible("Give the prompt with either --template or --template-file.")
         text = template if template is not None else _read(template_file)
@@ -41,7 +42,7 @@ def make_batch_file(
 def join_table(table: Path, results: Sequence[Path], output: Path, id_column: str | None) -> tuple[int, int]:
     """Write the joined table; how many rows it has, and how many of them an answer. typer.Exit."""
     total = answered = 0
-    with _told("join"), _whole(output, table, *results) as unfinished, row_writer(unfinished) as write:
+    with _told("join"), _checked(output, table, *results) as unfinished, row_writer(unfinished) as write:
         for row in join_results(read_rows(table), results, id_column):
             write(row)
             total += 1
@@ -59,18 +60,15 @@ def _told(command: str) -> Iterator[None]:
 
 
 @contextmanager
-def _whole(output: Path, *inputs: Path) -> Iterator[Path]:
-    """A name beside `output` that becomes it if the block succeeds, so that no half file is there."""
+def _checked(output: Path, *inputs: Path) -> Iterator[Path]:
+    """A name to write `output` to, which is none of the inputs."""
     if output.resolve() in {path.resolve() for path in inputs}:
         raise NotConvertible(f"{output} is an input as well: choose another name.")
-    unfinished = output.with_name(f".part-{output.name}")
     try:
-        yield unfinished
-        unfinished.replace(output)
+        with whole_file(output) as unfinished:
+            yield unfinished
     except OSError as error:
         raise NotConvertible(f"{output} cannot be written ({error.strerror}): choose another.") from error
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def _read(path: Path | None) -> str:

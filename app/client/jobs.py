@@ -14,6 +14,7 @@ from rich.table import Table
 
 from app.client.remote import Json, Refused, Remote, Unreachable
 from app.client.watch import TERMINAL, details, duration, watch
+from app.whole_file import whole_file
 
 EXIT_NOT_COMPLETED = 1  # the batch failed, expired or was cancelled; or is not over
 EXIT_REFUSED = 4
@@ -165,15 +166,11 @@ def _written(path: Path | None) -> Iterator[BinaryIO]:
         yield sys.stdout.buffer
         sys.stdout.buffer.flush()
         return
-    unfinished = path.with_name(f"{path.name}.part")
     try:
-        with unfinished.open("wb") as target:
+        with whole_file(path) as unfinished, unfinished.open("wb") as target:
             yield target
-        unfinished.replace(path)
     except OSError as error:
         raise Refused(f"{path} cannot be written ({error.strerror}): choose another file.") from error
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def print_json(value: Any) -> None:

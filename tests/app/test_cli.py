@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
-from app.cli import as_environment, own_url
+from app.cli import app, as_environment, own_url
 from app.serve import EXIT_CANNOT_START
 from tests.app.batches import chat, input_file
 
@@ -27,6 +28,14 @@ def batchllm(*arguments: object, **environment: str) -> subprocess.CompletedProc
         timeout=60,
         check=False,
     )
+
+
+def batchllm_here(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    """The same in this process: a tenth of the time, for commands that leave nothing behind in it."""
+    ran = CliRunner().invoke(app, [str(one) for one in arguments], env=environment)
+    if ran.exception is not None and not isinstance(ran.exception, SystemExit):
+        raise ran.exception
+    return subprocess.CompletedProcess(arguments, ran.exit_code, ran.stdout, ran.stderr)
 
 
 def check_refusal(result: subprocess.CompletedProcess[str], *words: str) -> None:

@@ -11,8 +11,9 @@ import orjson
 import pytest
 from sqlalchemy.exc import OperationalError
 
+from app.job_folder import Job
 from app.lifecycle import Validation
-from app.offline import Interrupted, InvalidInput, Job, Report, run_job
+from app.offline import Interrupted, InvalidInput, Report, run_job
 from app.run_command import EXIT_INTERRUPTED, EXIT_INVALID_INPUT, run_and_report
 from app.settings import Settings, StartupError
 from engine.errors import ModelRefused
@@ -218,7 +219,7 @@ def test_an_interruption_is_told(job: Job, settings: Settings, capsys: pytest.Ca
     stop.set()
     assert report_to_user(job, settings, as_json=False, stop=stop) == EXIT_INTERRUPTED
     assert "Interrupted" in capsys.readouterr().err
-    assert not job.work_dir.exists()
+    assert not job.folder.exists()
 
 
 @pytest.mark.parametrize("name", [".", "..", "/dev/null"])

@@ -1,4 +1,4 @@
-"""Every command for jobs, as a process, against a real `batchllm serve` with a tiny model."""
+"""Every command for jobs against a real `batchllm serve` with a tiny model."""
 
 import json
 import os
@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from app.client.jobs import EXIT_NOT_COMPLETED, EXIT_REFUSED
-from tests.app.test_cli import ROOT, batchllm
+from tests.app.test_cli import ROOT, batchllm, batchllm_here
 from tests.service import Service
 
 NOBODY = "http://127.0.0.1:9"
@@ -39,7 +39,7 @@ def write_batch(path: Path, num_lines: int, **body: object) -> Path:
 
 
 def said(service: Service, *arguments: object, code: int = 0) -> subprocess.CompletedProcess[str]:
-    result = batchllm(*arguments, BATCHLLM_URL=service.url)
+    result = batchllm_here(*arguments, BATCHLLM_URL=service.url)
     assert result.returncode == code, result.stderr
     assert "Traceback" not in result.stderr
     return result
@@ -166,7 +166,7 @@ def test_keys_are_asked_for_given_and_never_logged(
     try:
         assert "BATCHLLM_API_KEY" in said(running, "list", code=EXIT_REFUSED).stderr
         assert "id" in said(running, "list", "--key", key).stdout
-        assert batchllm("list", BATCHLLM_URL=running.url, BATCHLLM_API_KEY=key).returncode == 0
+        assert batchllm_here("list", BATCHLLM_URL=running.url, BATCHLLM_API_KEY=key).returncode == 0
         secret = [{"role": "user", "content": "A secret question."}]
         source = write_batch(tmp_path / "in.jsonl", 2, messages=secret)
         submitted = json.loads(said(running, "submit", source, "--watch", "--json", "--key", key).stdout)

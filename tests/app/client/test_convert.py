@@ -15,7 +15,7 @@ from app.client.converting import make_batch_file
 from app.openai.body import Translated, TranslationContext
 from app.openai.chat import parse_chat
 from engine.request import Grammar, GrammarKind
-from tests.app.test_cli import batchllm
+from tests.app.test_cli import batchllm_here
 from tests.fakes import ByteTokenizer
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0\r"), max_size=20)
@@ -48,7 +48,7 @@ def test_there_and_back(tmp_path: Path, suffix: str) -> None:
     assert list(read_rows(table)) == ROWS
     batch, answers, joined = tmp_path / "b.jsonl", tmp_path / "answers.jsonl", tmp_path / f"joined.{suffix}"
     options = ("--id-column", "id", "--model", "tiny", "--system", "Be brief.", "--max-tokens", "7")
-    made = batchllm("convert", table, "-o", batch, "--template", TEMPLATE, *options)
+    made = batchllm_here("convert", table, "-o", batch, "--template", TEMPLATE, *options)
     assert made.returncode == 0, made.stderr
     with batch.open("rb") as lines:
         limits = InputLimits(max_line_bytes=10_000, max_requests=10)
@@ -64,7 +64,7 @@ def test_there_and_back(tmp_path: Path, suffix: str) -> None:
             {"custom_id": "a", "response": None, "error": {"code": "batch_expired", "message": "Late."}}
         )
     )
-    done = batchllm("join", table, answers, errors, "-o", joined, "--id-column", "id")
+    done = batchllm_here("join", table, answers, errors, "-o", joined, "--id-column", "id")
     assert done.returncode == 0, done.stderr
     assert "1 of 2 rows have an answer" in done.stderr
     one, two = read_rows(joined)
@@ -169,7 +169,7 @@ def test_the_schema_goes_into_every_request(tmp_path: Path) -> None:
         csv.writer(file).writerows([["a"], ["1"]])
     schema.write_text('{"type": "object"}')
     asked = ("--template", "{{ a }}", "--schema", schema, "--temperature", "0")
-    assert batchllm("convert", table, "-o", tmp_path / "b.jsonl", *asked).returncode == 0
+    assert batchllm_here("convert", table, "-o", tmp_path / "b.jsonl", *asked).returncode == 0
     body = json.loads((tmp_path / "b.jsonl").read_text())["body"]
     assert body["response_format"]["json_schema"]["schema"] == {"type": "object"}
     line = parse_chat(body, TranslationContext(ByteTokenizer(), max_context=200), seed_key="a")
