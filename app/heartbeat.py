@@ -30,7 +30,7 @@ class HeartbeatFailed(Exception):
 class Watch:
     """One claim under watch. `standing`: the batch's at the last heartbeat; None: the claim is lost.
 
-    outline, series: of app/telemetry.py, never changed in place.
+    outline, series: of app/batch_telemetry.py, never changed in place.
     """
 
     claim: Claim

@@ -9,6 +9,7 @@ from functools import partial
 from itertools import islice
 
 from app.batch_engine import BatchEngine
+from app.batch_telemetry import Telemetry
 from app.claims import Claims
 from app.db.batches import transition
 from app.db.leases import Claim, LeaseLost
@@ -23,7 +24,6 @@ from app.running import RunningBatch, RunningLine
 from app.settings import Settings
 from app.storage import BlobNotFound, Storage
 from app.suspects import is_suspect
-from app.telemetry import Telemetry
 from app.translation import TranslatedLine, translate_lines
 
 TRANSLATE_LINES = 256  # lines between looks at what became of the batch, while nothing else runs

@@ -15,8 +15,8 @@ from sqlalchemy.orm import Session
 from app.db.models import Batch, WebhookDelivery, Worker
 from app.db.session import Database, unix_now
 from app.db.workers import living_workers
-from app.figure_names import COUNTERS, GAUGES, HISTOGRAMS
 from app.lifecycle import TERMINAL, BatchStatus
+from app.metric_names import COUNTERS, GAUGES, HISTOGRAMS
 from app.storage import Storage
 
 disable_created_metrics()  # type: ignore[no-untyped-call]  # when a series began is of no use to anybody here
@@ -84,7 +84,7 @@ def registry(database: Database, storage: Storage, http: HttpFigures) -> Collect
 
 
 def worker_families(workers: Iterable[Worker]) -> Iterator[Metric]:
-    """Families of app/figure_names.py, with a sample for every worker."""
+    """Families of app/metric_names.py, with a sample for every worker."""
     told = [(worker.id, worker.figures) for worker in workers if worker.figures is not None]
     labels = ["worker"]
     for name, help in COUNTERS.items():

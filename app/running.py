@@ -5,6 +5,7 @@ from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
+from app.batch_telemetry import Point, Telemetry
 from app.db.ids import new_id
 from app.db.leases import Claim
 from app.db.lines import NewResult, PendingLine
@@ -14,7 +15,6 @@ from app.openai.endpoints import ENDPOINTS, Endpoint
 from app.openai.usage import usage_of
 from app.results import ResultQueue, failure, success
 from app.suspects import ALONE_DEATHS, WATCHED_LINES, is_suspect, num_to_admit, urgency
-from app.telemetry import Point, Telemetry
 from app.translation import TranslatedLine
 from engine.planning.outline import Outline
 from engine.request import Completion, Refusal, Request

@@ -15,6 +15,7 @@ from functools import partial
 from sqlalchemy.orm import Session
 
 from app.batch_engine import BatchEngine
+from app.batch_telemetry import Meter
 from app.db.batches import get_batch, transition
 from app.db.leases import LeaseLost, release
 from app.db.lines import undo_attempts
@@ -22,7 +23,6 @@ from app.db.locks import try_lock
 from app.db.session import Database
 from app.db.telemetry import save_telemetry
 from app.express import Express
-from app.figures import Figures
 from app.heartbeat import Heartbeat, HeartbeatFailed
 from app.intake import Intake
 from app.lifecycle import BatchStatus
@@ -32,7 +32,7 @@ from app.results import Recorder
 from app.running import RunningBatch, line_id
 from app.settings import Settings, StartupError
 from app.storage import Storage
-from app.telemetry import Meter
+from app.worker_metrics import WorkerMetrics
 from engine.request import Completion
 
 SETTLE_SECONDS = 0.05  # between looks at the recorder, when the engine has nothing to do
@@ -71,7 +71,7 @@ class Worker:
         self._running: list[RunningBatch] = []
         self._pace = Pace()
         self._express = Express()
-        self._figures = Figures()
+        self._figures = WorkerMetrics()
         self._next_figures_at = 0.0  # monotonic
 
     def run(

@@ -1,4 +1,4 @@
-"""Writes docs/guide/reference-*.md from the code: commands, settings, metrics. `make reference` runs it."""
+"""Writes docs/guide/reference-*.md from the code: commands, settings, metrics, API. `make reference`."""
 
 import re
 from collections.abc import Iterator
@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import typer
+from docs.api_reference import api_reference
 
 from app.cli import app
-from app.figure_names import COUNTERS, GAUGES, HISTOGRAMS
+from app.metric_names import COUNTERS, GAUGES, HISTOGRAMS
 from app.metrics import SERVICE_GAUGES, HttpFigures
 from app.settings import Settings
 
@@ -98,6 +99,7 @@ PAGES = {
     "reference-cli.md": cli_reference,
     "reference-settings.md": settings_reference,
     "reference-metrics.md": metrics_reference,
+    "reference-api.md": lambda: api_reference(MADE),
 }
 
 

@@ -258,7 +258,7 @@ class LineResult(Base):
 
 
 class BatchTelemetry(Base):
-    """How a batch ran, told by its workers (app/telemetry.py). `outline`: what was planned to be shared."""
+    """How a batch ran, as its workers tell it (app/batch_telemetry.py). `outline`: what was to be shared."""
 
     __tablename__ = "batch_telemetry"
 
@@ -275,7 +275,7 @@ class Worker(Base):
     id: Mapped[str] = mapped_column(String(64), primary_key=True)
     models: Mapped[list[str]] = mapped_column(Json)  # names that it serves
     seen_at: Mapped[int] = mapped_column(BigInteger)
-    figures: Mapped[dict[str, Any] | None] = mapped_column(Json)  # app/figure_names.py
+    figures: Mapped[dict[str, Any] | None] = mapped_column(Json)  # app/metric_names.py
 
 
 class WebhookEndpoint(Owned, Base):

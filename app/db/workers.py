@@ -19,7 +19,7 @@ _FORGET_SECONDS = 86_400
 def give_sign(
     session: Session, worker_id: str, models: Sequence[str], figures: dict[str, Any] | None = None
 ) -> None:
-    """Say that the worker lives, and what it measured (app/figure_names.py)."""
+    """Say that the worker lives, and what it measured (app/metric_names.py)."""
     session.merge(Worker(id=worker_id, models=list(models), seen_at=now(session), figures=figures))
     changed_rows(session, delete(Worker).where(Worker.seen_at < unix_now() - _FORGET_SECONDS))
 

@@ -9,8 +9,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from app.api.deps import Service
 from app.api.operations import create_ops_app
 from app.db.session import Database
-from app.figure_names import COUNTERS, GAUGES, HISTOGRAMS
 from app.main import create_app
+from app.metric_names import COUNTERS, GAUGES, HISTOGRAMS
 from app.metrics import HttpFigures
 from app.settings import Settings
 from app.storage import Storage

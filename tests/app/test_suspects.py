@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app import serve as serve_module
+from app.batch_telemetry import Telemetry
 from app.db.leases import Claim
 from app.db.lines import PendingLine
 from app.db.session import Database
@@ -27,7 +28,6 @@ from app.serve import Supervisor
 from app.settings import Settings
 from app.storage import Storage
 from app.suspects import ALONE_DEATHS, GUILTY_DEATHS, WATCHED_DEATHS, WATCHED_LINES, num_to_admit, urgency
-from app.telemetry import Telemetry
 from app.worker import Worker
 from engine.request import SamplingParams
 from tests.app.batches import CHAT, batch_to_run, chat, lines_of, read_batch, results_of

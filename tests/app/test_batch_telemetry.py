@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 from sqlalchemy import text
 
 from app import heartbeat as heartbeat_module
+from app.batch_telemetry import MAX_POINTS, Meter, Point, Series, Telemetry
 from app.db.leases import LeaseLost
 from app.db.telemetry import get_telemetry, save_telemetry
 from app.settings import Settings
 from app.storage import Storage
-from app.telemetry import MAX_POINTS, Meter, Point, Series, Telemetry
 from app.worker import Worker
 from engine.stats import EngineStats
 from tests.app.batches import batch_to_run, chat, read_batch

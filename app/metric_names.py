@@ -1,4 +1,4 @@
-"""The figures that a worker tells: app/figures.py measures them, app/metrics.py shows them."""
+"""The figures that a worker tells: app/worker_metrics.py measures them, app/metrics.py shows them."""
 
 COUNTERS = {
     "prompt_tokens_computed": "Prompt tokens computed, each once.",

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from app.batch_engine import BatchEngine
-from app.figure_names import HISTOGRAMS
+from app.metric_names import HISTOGRAMS
 from app.results import Recorder
 from app.running import RunningBatch
 from engine.request import Completion
@@ -28,7 +28,7 @@ class Histogram:
         self.total += value
 
 
-class Figures:
+class WorkerMetrics:
     """Counts since the worker started."""
 
     def __init__(self) -> None:
@@ -47,7 +47,7 @@ class Figures:
     def as_json(
         self, engine: BatchEngine, recorder: Recorder, batches: Sequence[RunningBatch]
     ) -> dict[str, Any]:
-        """A value for every name in app/figure_names.py."""
+        """A value for every name in app/metric_names.py."""
         stats, load = engine.stats, engine.load
         return {
             "prompt_tokens_computed": stats.computed_prompt_tokens,
