@@ -3,8 +3,7 @@
 #   docker build --target cpu  --build-arg TORCH_INDEX=<index of torch's CPU wheels>  -t batchllm:cpu .
 #   docker build --target cuda --build-arg TORCH_INDEX=<index of torch's CUDA wheels> -t batchllm:cuda .
 # Without TORCH_INDEX pip takes what its own index has: a CUDA build, which runs on a CPU too but is large.
-FROM python:3.12-slim-bookworm AS build
-ARG TORCH_INDEX
+FROM python:3.12-slim-bookworm AS source
 WORKDIR /src
 RUN python -m venv /opt/batchllm
 COPY pyproject.toml README.md LICENSE ./
@@ -12,11 +11,14 @@ COPY app app
 COPY engine engine
 COPY kernels kernels
 COPY migrations migrations
+
+FROM source AS build-cpu
+ARG TORCH_INDEX
 RUN /opt/batchllm/bin/pip install --no-cache-dir ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} .
 
-# A CPU never runs Triton, which is nearly half of all that is installed.
-FROM build AS build-cpu
-RUN /opt/batchllm/bin/pip uninstall --yes triton
+FROM source AS build-cuda
+ARG TORCH_INDEX
+RUN /opt/batchllm/bin/pip install --no-cache-dir ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} '.[gpu]'
 
 FROM python:3.12-slim-bookworm AS runtime
 # Attention on a CPU is compiled for the processor it runs on; Triton compiles its launchers.
@@ -48,7 +50,7 @@ ENTRYPOINT ["batchllm"]
 CMD ["serve"]
 
 FROM runtime AS cuda
-COPY --from=build /opt/batchllm /opt/batchllm
+COPY --from=build-cuda /opt/batchllm /opt/batchllm
 ENV BATCHLLM_DEVICE=cuda \
     NVIDIA_VISIBLE_DEVICES=all \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility

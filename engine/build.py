@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Callable
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
 import psutil
@@ -57,6 +58,8 @@ def build_engine(config: EngineConfig) -> Engine | EncoderEngine:
                 f"--quantize {config.quantize} is for models that generate: leave it out for one that embeds."
             )
         return _build_encoder(config, embedding, device, getattr(torch, dtype), started)
+    if device.type != "cpu":
+        check_triton()
     cache_dir = None if config.cache_dir is None else Path(config.cache_dir)
     loaded = load_model(
         Path(config.model_path), device, getattr(torch, dtype), quantize=config.quantize, cache_dir=cache_dir
@@ -154,6 +157,14 @@ def _device(name: str) -> torch.device:
     if name == "cuda" and not torch.cuda.is_available():
         raise EngineConfigError("--device cuda: torch sees no GPU here; use --device cpu.")
     return torch.device(name)
+
+
+def check_triton() -> None:
+    """Raises EngineConfigError where Triton is missing, in which attention on a GPU is written."""
+    if find_spec("triton") is None:
+        raise EngineConfigError(
+            "--device cuda needs Triton, which is not installed: pip install 'batchllm[gpu]'."
+        )
 
 
 def default_kv_bytes() -> int:

@@ -8,6 +8,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
@@ -51,6 +52,8 @@ def device(settings: Settings) -> Finding:
 
     if torch.cuda.is_available():
         name = torch.cuda.get_device_name()
+        if settings.device == "cuda" and find_spec("triton") is None:
+            return Finding("device", "broken", f"{name}, but no Triton", "pip install 'batchllm[gpu]'")
         if settings.device == "cuda":
             return Finding("device", "ok", name)
         return Finding(

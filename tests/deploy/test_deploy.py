@@ -40,7 +40,7 @@ def test_the_image_runs_as_nobody_in_particular() -> None:
     text = (ROOT / "Dockerfile").read_text()
     assert re.search(r"^USER \d+:\d+$", text, flags=re.MULTILINE)
     stages = re.findall(r"^FROM \S+ AS (\S+)$", text, flags=re.MULTILINE)
-    assert stages == ["build", "build-cpu", "runtime", "cuda", "cpu"]
+    assert stages == ["source", "build-cpu", "build-cuda", "runtime", "cuda", "cpu"]
     for word in ("HEALTHCHECK", "VOLUME /data", "ARG TORCH_INDEX"):
         assert word in text
     copied = re.findall(r"^COPY (?!--from)(.+) \S+$", text, flags=re.MULTILINE)
@@ -91,6 +91,14 @@ def test_compose_names_what_there_is() -> None:
     for name in ("api", "keeper", "worker"):
         assert services[name]["read_only"] is True
         assert services[name]["build"]["target"] == "cpu"
+
+
+def test_compose_itself_can_read_the_file() -> None:
+    compose = Path(sys.executable).parent / "docker-compose"
+    command = [compose, "-f", DEPLOY / "compose.yaml", "config", "--quiet"]
+    environment = {"POSTGRES_PASSWORD": "secret"}
+    assert subprocess.run(command, env=environment, check=False).returncode == 0
+    assert subprocess.run(command, env={}, check=False, capture_output=True).returncode != 0  # no password
 
 
 def test_only_settings_that_exist_are_set() -> None:

@@ -1,13 +1,14 @@
 """The whole engine on a tiny model: the tokens of `generate`, whatever is shared, preempted or dropped."""
 
 import random
+import sys
 
 import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from engine.build import build_engine
+from engine.build import build_engine, check_triton
 from engine.config import EngineConfig
 from engine.engine import Engine
 from engine.errors import EngineConfigError
@@ -191,3 +192,9 @@ def test_what_can_never_fit_is_refused_and_the_rest_runs(tiny_llama_dir):
 def test_settings_that_cannot_work_are_told(tiny_llama_dir, change):
     with pytest.raises(EngineConfigError):
         build_engine(EngineConfig(str(tiny_llama_dir), **change))
+
+
+def test_a_gpu_without_triton_is_told(monkeypatch):
+    monkeypatch.setitem(sys.modules, "triton", None)  # as if it were not installed
+    with pytest.raises(EngineConfigError, match=r"pip install 'batchllm\[gpu\]'"):
+        check_triton()
