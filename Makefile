@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test test-long check kernel-table gpu-check bench-peers reference clean
+.PHONY: setup demo test test-long check kernel-table gpu-check bench-peers reference docs pictures clean
 
 # The stamp makes a second call quick; it is older than pyproject.toml when dependencies changed.
 setup: .venv/installed
@@ -40,6 +40,14 @@ gpu-check: setup
 reference: setup
 	$(BIN)/python -m docs.reference
 
+# The documentation as a site, in build/site; a broken link or anchor fails.
+docs: setup
+	$(BIN)/zensical build --clean --strict
+
+# docs/pictures, of a real job; needs tmux and Chromium.
+pictures: setup
+	$(BIN)/python -m docs.take_pictures
+
 # What a reviewer would run first: style, types, who imports whom.
 check: setup
 	$(BIN)/ruff check .
@@ -48,4 +56,4 @@ check: setup
 	$(BIN)/lint-imports
 
 clean:
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache demo-output
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .cache build demo-output

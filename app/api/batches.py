@@ -116,6 +116,7 @@ def list_batches(
 
 @router.get("/{batch_id}")
 def retrieve_batch(service: ServiceDep, batch_id: str) -> BatchObject:
+    """How a batch stands, with its `progress` while it runs."""
     with service.database.read() as session:
         row = found(batches.get_batch(session, batch_id) if may_be_id(batch_id) else None, batch_id)
         return BatchObject.of(row, progress_of(session, row))

@@ -57,7 +57,7 @@ _CONTENT: dict[int | str, dict[str, Any]] = {
 async def create_file(
     request: Request, service: ServiceDep, idempotency_key: IdempotencyKey = None
 ) -> FileObject:
-    """Store an upload. The one asynchronous handler: its body must not be held in memory."""
+    """Store a file: its bytes go to disk as they come."""
     boundary = form_boundary(request)
     max_bytes = service.settings.max_file_bytes
     num_bytes = check_declared_bytes(request, FILE_FIELD, max_bytes)
@@ -90,12 +90,14 @@ def list_files(
 
 @router.get("/{file_id}")
 def retrieve_file(service: ServiceDep, file_id: str) -> FileObject:
+    """What is known of a file."""
     with service.database.read() as session:
         return FileObject.of(_find(session, file_id))
 
 
 @router.delete("/{file_id}")
 def delete_file(service: ServiceDep, file_id: str) -> FileDeleted:
+    """Delete a file for good; 409 while it is the input of a batch that has not ended."""
     with service.database.begin() as session:
         storage_key = _find(session, file_id).storage_key
         try:

@@ -11,11 +11,13 @@ router = APIRouter(prefix="/v1/models")
 
 @router.get("")
 def list_models(service: ServiceDep) -> ModelList:
+    """The names that requests may ask for."""
     return ModelList(data=_models(service))
 
 
 @router.get("/{model_id:path}")  # the id of a hub model has a slash
 def retrieve_model(service: ServiceDep, model_id: str) -> ModelObject:
+    """One of these names."""
     for model in _models(service):
         if model.id == model_id:
             return model

@@ -31,6 +31,7 @@ _TEST_BATCH_ID = "batch_" + 32 * "0"  # no batch has this id
 
 @router.get("/webhook_event_types")
 def list_webhook_event_types() -> WebhookEventTypeList:
+    """The events that can be told."""
     return WebhookEventTypeList(data=list(EVENT_TYPES))
 
 
@@ -61,6 +62,7 @@ def list_webhook_endpoints(
 
 @router.get("/webhook_endpoints/{webhook_endpoint_id}")
 def retrieve_webhook_endpoint(service: ServiceDep, webhook_endpoint_id: str) -> WebhookEndpointObject:
+    """What is known of an endpoint; not its secret."""
     with service.database.read() as session:
         return WebhookEndpointObject.of(_find(session, webhook_endpoint_id))
 

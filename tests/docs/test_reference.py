@@ -1,5 +1,6 @@
 """The reference pages say what the code says: every command, flag, setting and metric."""
 
+import ast
 import re
 
 import pytest
@@ -11,6 +12,7 @@ from app.db.session import Database
 from app.metrics import HttpFigures, registry
 from app.settings import Settings
 from app.storage import Storage
+from docs.api_reference import openapi
 from docs.reference import GUIDE, PAGES
 
 
@@ -37,6 +39,41 @@ def test_every_metric_that_is_served_is_described(database: Database, storage: S
     served = set(re.findall(r"^# TYPE (batchllm_\w+)", text, flags=re.MULTILINE))
     assert len(served) > 20
     assert served == set(re.findall(r"`(batchllm_\w+)`", page))
+
+
+def test_every_operation_is_described() -> None:
+    described = re.findall(r"^## ([A-Z]+) (\S+)$", (GUIDE / "reference-api.md").read_text(), re.MULTILINE)
+    served = {(m.upper(), path) for path, methods in openapi()["paths"].items() for m in methods}
+    assert len(served) >= 30
+    assert set(described) == served
+    for path, methods in openapi()["paths"].items():
+        for method, operation in methods.items():
+            assert operation.get("description"), f"{method} {path} has no docstring"
+
+
+def test_messages_of_troubleshooting_are_the_code_s() -> None:
+    root = GUIDE.parents[1]
+    said = [
+        node.value
+        for source in (*root.glob("app/**/*.py"), *root.glob("engine/**/*.py"))
+        for node in ast.walk(ast.parse(source.read_text()))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    ]
+    cells = re.findall(r"^\| `(.+?)` \|", (GUIDE / "troubleshooting.md").read_text(), re.MULTILINE)
+    assert len(cells) > 30
+    for cell in cells:
+        for fragment in filter(None, re.split(r"…|`, `", cell)):
+            assert any(fragment in text for text in said), f"nothing says: {fragment}"
+
+
+def test_every_picture_of_a_page_is_there() -> None:
+    """The site's strict build looks at links and anchors, not at pictures."""
+    num_pictures = 0
+    for page in [GUIDE.parents[1] / "README.md", *GUIDE.parent.rglob("*.md")]:
+        for target in re.findall(r"!\[[^\]]*\]\(([^)\s]+)\)", page.read_text()):
+            assert target.startswith("https://") or (page.parent / target).is_file(), f"{page}: {target}"
+            num_pictures += 1
+    assert num_pictures
 
 
 def test_every_setting_is_described() -> None:
