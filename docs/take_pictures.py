@@ -103,6 +103,8 @@ def screen(tmux: list[str]) -> str:
 
 def watch_in_terminal(tmux: list[str], client: OpenAI) -> list[str]:
     """Every screen that differed, four a second, from the command to the end of the batch."""
+    while "$" not in screen(tmux):
+        time.sleep(0.1)
     subprocess.run([*tmux, "send-keys", "batchllm submit questions.jsonl --watch", "Enter"], check=True)
     screens = [screen(tmux)]
     deadline = time.monotonic() + 300
