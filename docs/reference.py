@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import typer
-from docs.api_reference import api_reference
 
 from app.cli import app
 from app.metric_names import COUNTERS, GAUGES, HISTOGRAMS
 from app.metrics import SERVICE_GAUGES, HttpFigures
 from app.settings import Settings
+from docs.api_reference import api_reference
 
 GUIDE = Path(__file__).parent / "guide"
 MADE = "<!-- Made by `make reference` from the code; edits here are lost. -->\n"
