@@ -24,7 +24,7 @@ from app.api.errors import install_error_handlers
 from app.api.guards import DEFAULT_PACE, BodyPace, RequestGuard
 from app.api.middleware import RequestEnvelope, is_loopback
 from app.api.operations import create_ops_app
-from app.api.protocol import BoundedHttp
+from app.api.protocol import HEAD_SECONDS, BoundedHttp
 from app.db.keys import any_keys
 from app.db.models import ApiKey
 from app.db.session import Database
@@ -154,6 +154,9 @@ def make_server(app: FastAPI) -> uvicorn.Server:
         server_header=False,
         lifespan="off",
         timeout_graceful_shutdown=GRACE_SECONDS,
+        # Longer than the 5 s for which clients keep a connection: who closes first must not be the side that
+        # is about to be asked.
+        timeout_keep_alive=int(HEAD_SECONDS),
     )
     return uvicorn.Server(config)
 
