@@ -10,7 +10,6 @@ from typing import Any, BinaryIO, NamedTuple
 
 import orjson
 
-from app.nesting import MAX_LEVELS, is_nested_too_deep
 from app.token_estimate import estimated_tokens
 
 _BOM = b"\xef\xbb\xbf"
@@ -194,8 +193,6 @@ class _Checker:
             raise _Invalid("invalid_json_line", "This line is not parseable as valid JSON.") from error
         if not isinstance(request, dict):
             raise _Invalid("invalid_request", "Each line must be a JSON object")
-        if is_nested_too_deep(content, request):
-            raise _Invalid("invalid_request", f"This line is nested more than {MAX_LEVELS} levels deep.")
         custom_id = self._check_custom_id(request.get("custom_id"))
         self._check_target(request.get("method"), request.get("url"))
         model = self._check_body(request.get("body"))

@@ -29,6 +29,7 @@ from app.flags import (
     OpsPort,
     Port,
     Quantize,
+    StorageUrl,
     Supervised,
     Threads,
     flags_given,
@@ -59,6 +60,7 @@ def serve(
     log_format: LogFormat = None,
     data_dir: DataDir = None,
     database_url: DatabaseUrl = None,
+    storage_url: StorageUrl = None,
     model: Model = None,
     model_name: ModelName = None,
     model_aliases: ModelAliases = None,
@@ -97,6 +99,7 @@ def api(
     log_format: LogFormat = None,
     data_dir: DataDir = None,
     database_url: DatabaseUrl = None,
+    storage_url: StorageUrl = None,
     model: Model = None,
     model_name: ModelName = None,
     model_aliases: ModelAliases = None,
@@ -115,6 +118,7 @@ def keeper(
     data_dir: DataDir = None,
     log_format: LogFormat = None,
     database_url: DatabaseUrl = None,
+    storage_url: StorageUrl = None,
     model: Model = None,
     model_name: ModelName = None,
     model_aliases: ModelAliases = None,
@@ -124,9 +128,9 @@ def keeper(
     with start("keeper", context, supervised) as settings:
         from app.db.session import Database
         from app.keeper import Keeper
-        from app.storage import Storage
+        from app.storage import open_storage
 
-        storage = Storage(settings.data_dir)
+        storage = open_storage(settings)
         database = Database(settings.resolved_database_url)
         Keeper(database, storage, settings).run(stop_on_signals())
         database.dispose()
@@ -138,6 +142,7 @@ def worker(
     data_dir: DataDir = None,
     log_format: LogFormat = None,
     database_url: DatabaseUrl = None,
+    storage_url: StorageUrl = None,
     model: Model = None,
     model_name: ModelName = None,
     model_aliases: ModelAliases = None,

@@ -21,6 +21,7 @@ def option(help: str, *names: str) -> Any:
 # A flag that is not given leaves the setting to BATCHLLM_<NAME>, then to its default.
 DataDir = Annotated[Path | None, option("Where files and the SQLite database live.")]
 DatabaseUrl = Annotated[str | None, option("sqlite:///... or postgresql://...; SQLite by default.")]
+StorageUrl = Annotated[str | None, option("s3://bucket/prefix; files then live there.")]
 Host = Annotated[str | None, option("Address to listen on; 127.0.0.1 by default.")]
 Port = Annotated[int | None, option("Port to listen on; 8000 by default.")]
 AllowRemote = Annotated[bool | None, option("Listen beyond this machine.", "--allow-remote")]

@@ -18,11 +18,11 @@ from app.db.session import Database
 from app.heartbeat import Heartbeat
 from app.lifecycle import BatchStatus
 from app.openai.body import TranslationContext
-from app.outage import ride_out
+from app.outage import LONGEST_WAIT_SECONDS, Stopped, ride_out, trouble
 from app.results import Recorder
 from app.running import RunningBatch, RunningLine
 from app.settings import Settings
-from app.storage import BlobNotFound, Storage
+from app.storage import BlobNotFound, Storage, StorageAway
 from app.suspects import is_suspect
 from app.translation import TranslatedLine, translate_lines
 
@@ -134,7 +134,7 @@ class Intake:
         self._recorder.put(batch.queue, refused)
 
     def _translated(self, batch: RunningBatch, lines: list[PendingLine]) -> Iterator[TranslatedLine]:
-        """Raises BlobNotFound."""
+        """Waits where the storage is away. Raises BlobNotFound and Stopped."""
         context = TranslationContext(
             self._engine.tokenizer,
             self._engine.max_context,
@@ -142,8 +142,20 @@ class Intake:
             self._engine.embedding_size,
             self._engine.normalises,
         )
-        with self._storage.open(batch.claim.storage_key) as blob:
-            yield from translate_lines(blob, lines, batch.endpoint, context, batch.claim.batch_id)
+        in_order = sorted(lines, key=lambda line: line.offset)
+        num_done = 0
+        while True:
+            try:
+                with self._storage.open(batch.claim.storage_key) as blob:
+                    rest = in_order[num_done:]
+                    for line in translate_lines(blob, rest, batch.endpoint, context, batch.claim.batch_id):
+                        num_done += 1
+                        yield line
+                return
+            except StorageAway as error:
+                log.warning("%s; trying again.", trouble(error))
+                if self._stop.wait(LONGEST_WAIT_SECONDS):
+                    raise Stopped from error
 
     def _record_attempts(self, claim: Claim, lines: Sequence[RunningLine]) -> None:
         with self._database.begin() as session:

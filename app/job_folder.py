@@ -46,7 +46,7 @@ def endpoint_of(path: Path) -> str:
 
 def private_settings(job: Job, settings: Settings) -> Settings:
     """The settings, with data directory and database of this job alone, and no tenant's limits."""
-    alone = {"data_dir": job.folder, "database_url": None}
+    alone = {"data_dir": job.folder, "database_url": None, "storage_url": None}
     return settings.model_copy(update=alone | {"max_enqueued_requests": None, "max_enqueued_tokens": None})
 
 

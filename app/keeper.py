@@ -21,7 +21,7 @@ from app.db.session import Database
 from app.housekeeping import remove_expired
 from app.outage import OUTAGE, is_full, trouble
 from app.settings import Settings
-from app.storage import Storage
+from app.storage import Storage, StorageAway
 from app.validation import validate_batch
 from app.webhooks import Sender
 
@@ -127,7 +127,7 @@ class Keeper:
 
 def _log_failure(error: Exception, delay: float) -> None:
     """What is known to pass is one sentence; of anything else the log gets all."""
-    if is_full(error) or isinstance(error, OUTAGE):
+    if is_full(error) or isinstance(error, (*OUTAGE, StorageAway)):
         _log.error("%s; the keeper tries again in %.1f s", trouble(error), delay)
     else:
         _log.exception("The keeper could not go on; it tries again in %.1f s", delay)

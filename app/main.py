@@ -24,13 +24,13 @@ from app.api.errors import install_error_handlers
 from app.api.guards import DEFAULT_PACE, BodyPace, RequestGuard
 from app.api.middleware import RequestEnvelope, is_loopback
 from app.api.operations import create_ops_app
-from app.api.protocol import HEAD_SECONDS, BoundedHttp
+from app.api.protocol import BoundedHttp
 from app.db.keys import any_keys
 from app.db.models import ApiKey
 from app.db.session import Database
 from app.metrics import HttpFigures
 from app.settings import Settings, StartupError
-from app.storage import Storage
+from app.storage import Storage, open_storage
 from app.web.site import Dashboard
 
 # How long a stop waits for running downloads and uploads.
@@ -102,7 +102,7 @@ def run(settings: Settings) -> None:
         try:
             check_keys(settings, database)
             http = HttpFigures()
-            app = create_app(settings, database, Storage(settings.data_dir), http=http)
+            app = create_app(settings, database, open_storage(settings), http=http)
             server = make_server(app)
             # uvicorn stops on a signal, then raises it again: by then all is done, and this is a clean exit.
             for number in (signal.SIGINT, signal.SIGTERM):
@@ -154,9 +154,6 @@ def make_server(app: FastAPI) -> uvicorn.Server:
         server_header=False,
         lifespan="off",
         timeout_graceful_shutdown=GRACE_SECONDS,
-        # Longer than the 5 s for which clients keep a connection: who closes first must not be the side that
-        # is about to be asked.
-        timeout_keep_alive=int(HEAD_SECONDS),
     )
     return uvicorn.Server(config)
 

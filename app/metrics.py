@@ -1,6 +1,5 @@
 """The figures of the whole service for Prometheus: from the database, where workers leave theirs too."""
 
-import shutil
 from collections.abc import Iterable, Iterator
 from itertools import accumulate
 from typing import Any
@@ -39,7 +38,7 @@ SERVICE_GAUGES: dict[str, tuple[str, str | None]] = {
     "batchllm_worker_deaths": ("Workers that died while they held a batch that has not ended.", None),
     "batchllm_workers": ("Workers that gave a sign of life lately.", None),
     "batchllm_webhook_deliveries_waiting": ("Webhooks that are still to be delivered.", None),
-    "batchllm_storage_free_bytes": ("Free space on the disk of the data directory.", None),
+    "batchllm_storage_free_bytes": ("Free space on the data directory's disk, where files are in it.", None),
 }
 
 
@@ -70,7 +69,8 @@ class ServiceCollector(Collector):
                 workers = living_workers(session)
         except SQLAlchemyError:
             values, workers = {"batchllm_database_up": {None: 0.0}}, ()
-        values["batchllm_storage_free_bytes"] = {None: float(shutil.disk_usage(self._storage.directory).free)}
+        free_bytes = self._storage.free_bytes()
+        values["batchllm_storage_free_bytes"] = {} if free_bytes is None else {None: float(free_bytes)}
         for name, (help, label) in SERVICE_GAUGES.items():
             yield _gauge(name, help, label, values.get(name, {}))
         yield from worker_families(workers)

@@ -21,7 +21,7 @@ from app.outage import OUTAGE, reason
 from app.progress import OnProgress
 from app.settings import DAY_SECONDS, Settings, StartupError
 from app.stopping import signals_raise
-from app.storage import Storage
+from app.storage import open_storage
 from app.whole_file import whole_file
 from app.worker import Progress, Worker
 from engine.stats import EngineStats
@@ -119,7 +119,7 @@ class _OfflineRun:
         self._stats = EngineStats()
         self._build_seconds = 0.0
         self._database = Database(settings.resolved_database_url)
-        self._storage = Storage(settings.data_dir)
+        self._storage = open_storage(settings)
         self._keeper = Keeper(self._database, self._storage, settings)
         self._batch: Batch | None = None  # as last read
         self._is_computing = False  # results may be there that `_batch` does not show

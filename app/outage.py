@@ -9,6 +9,8 @@ from typing import TypeVar
 
 from sqlalchemy.exc import InterfaceError, OperationalError
 
+from app.storage import StorageAway
+
 # Server gone, connection broken, disk full, database locked: all of them may pass.
 OUTAGE = (OperationalError, InterfaceError)
 
@@ -39,10 +41,12 @@ def is_full(error: Exception) -> bool:
 
 
 def trouble(error: Exception) -> str:
-    """What the log is told: what to do where a disk is full, else that the database does not answer."""
+    """What the log is told: what to do where a disk is full, else who does not answer."""
     if is_full(error):
         where = "storage's" if isinstance(error, OSError) else "database's"
         return f"The {where} disk is full: it goes on as soon as there is space again ({reason(error)})"
+    if isinstance(error, StorageAway):
+        return f"The storage does not answer ({reason(error)})"
     return f"The database does not answer ({reason(error)})"
 
 

@@ -70,6 +70,8 @@ class Settings(BaseSettings):
     """Where files and the SQLite database live."""
     database_url: str | None = None
     """sqlite:///... or postgresql://...; without it, SQLite in the data directory."""
+    storage_url: str | None = None
+    """s3://bucket/prefix, where files then live; without it, in the data directory."""
     host: str = "127.0.0.1"
     """Address to listen on."""
     port: int = Field(default=8000, ge=0, le=65_535)

@@ -10,7 +10,7 @@ from app.db.session import Database
 from app.outage import OUTAGE, Stopped, reason, ride_out
 from app.settings import Settings, StartupError
 from app.stopping import signals_raise
-from app.storage import Storage
+from app.storage import open_storage
 from app.worker import Worker
 
 SCHEMA_POLL_SECONDS = 0.2
@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 def run_worker(settings: Settings, engine_factory: Callable[[], BatchEngine], stop: threading.Event) -> None:
     """Run a worker until `stop` is set. Raises StartupError and what the engine factory raises."""
-    storage = Storage(settings.data_dir)
+    storage = open_storage(settings)
     database = Database(settings.resolved_database_url)
 
     def build() -> BatchEngine:

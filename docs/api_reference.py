@@ -8,7 +8,7 @@ from typing import Any
 from app.db.session import Database
 from app.main import create_app
 from app.settings import Settings
-from app.storage import Storage
+from app.storage import DirectoryStorage
 
 Node = dict[str, Any]
 
@@ -44,7 +44,7 @@ def openapi() -> Node:
     """The document of the application, built on an empty database that is thrown away."""
     with tempfile.TemporaryDirectory() as directory:
         database = Database(f"sqlite:///{Path(directory) / 'empty.db'}")
-        app = create_app(Settings(data_dir=Path(directory)), database, Storage(Path(directory)))
+        app = create_app(Settings(data_dir=Path(directory)), database, DirectoryStorage(Path(directory)))
         document: Node = app.openapi()
         database.dispose()
     return document

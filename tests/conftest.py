@@ -13,7 +13,7 @@ import pytest
 
 from app.db.schema import migrate
 from app.db.session import Database
-from app.storage import Storage
+from app.storage import DirectoryStorage, Storage
 
 if TYPE_CHECKING:
     from tests.live import Live
@@ -101,7 +101,7 @@ def database(database_url: str) -> Iterator[Database]:
 @pytest.fixture
 def storage(tmp_path: Path) -> Storage:
     """An empty storage directory of this test's own."""
-    return Storage(tmp_path / "data")
+    return DirectoryStorage(tmp_path / "data")
 
 
 def _fresh_postgres(server: str, template: str) -> Iterator[str]:
@@ -115,6 +115,25 @@ def _fresh_postgres(server: str, template: str) -> Iterator[str]:
 
 def _with_name(url: str, name: str) -> str:
     return url.replace("/postgres?", f"/{name}?", 1)
+
+
+@pytest.fixture(scope="session")
+def s3_endpoint() -> Iterator[str]:
+    """URL of an S3-compatible server of this test process (moto's), with the bucket `blobs`."""
+    from tests.object_store import serving_s3
+
+    with serving_s3("blobs") as url:
+        yield url
+
+
+@pytest.fixture
+def s3_url(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A place in the bucket of this test's own, with the variables that lead to it."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_endpoint)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "testing")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
+    monkeypatch.setenv("AWS_REGION", "us-east-1")
+    return f"s3://blobs/{next(_numbers)}/files"
 
 
 # Models: imported where they are needed, since most tests do without torch.

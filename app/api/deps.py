@@ -17,7 +17,6 @@ from app.db.limits import Limits, QuotaExceeded, check_stored_bytes, stored_byte
 from app.db.models import DEFAULT_OWNER
 from app.db.pages import UnknownCursor
 from app.db.session import Database
-from app.nesting import MAX_LEVELS, is_nested_too_deep
 from app.settings import Settings
 from app.storage import BlobWriter, Storage
 
@@ -158,6 +157,4 @@ def parse_object(body: bytes) -> dict[str, object]:
         raise ApiError(400, f"The request body is not valid JSON: {error}.") from None
     if not isinstance(value, dict):
         raise ApiError(400, "The request body must be a JSON object.")
-    if is_nested_too_deep(body, value):
-        raise ApiError(400, f"The request body is nested more than {MAX_LEVELS} levels deep.")
     return value

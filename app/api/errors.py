@@ -14,6 +14,8 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
+from app.storage import StorageAway
+
 log = logging.getLogger(__name__)
 
 INVALID_REQUEST = "invalid_request_error"
@@ -143,6 +145,9 @@ def from_unexpected(error: Exception, method: str) -> ApiError:
     if is_database_down(error):
         log.warning("the database cannot be used: %s", error)
         return unavailable("The database cannot be used at the moment. Please try again later.")
+    if isinstance(error, StorageAway):
+        log.warning("the storage cannot be used: %s", error)
+        return unavailable("The storage cannot be used at the moment. Please try again later.")
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         log.error("storage is full: %s", error)
         message = "The server has no storage space left."

@@ -2,7 +2,6 @@
 
 import io
 import json
-from collections.abc import Sequence
 from typing import Any
 
 import orjson
@@ -306,17 +305,6 @@ def test_no_more_than_one_line_is_read_at_a_time() -> None:
         )
     )
     assert Blob.largest_read <= 64 * 1024
-
-
-@pytest.mark.parametrize("place", ["method", "url", "custom_id", "body"])
-@pytest.mark.parametrize("brackets", ["[]", ('{"a":', "}")])
-def test_deep_nesting_is_one_error(place: str, brackets: Sequence[str]) -> None:
-    """Nesting that a parser takes and a writer does not: it ended the keeper, again and again."""
-    opening, closing = brackets
-    for levels in (99, 100, 250, 300, 600):
-        nested = opening * levels + "1" * (closing == "}") + closing * levels
-        error = _only_error(b"{" + f'"{place}": {nested}'.encode() + b"}")
-        assert ("levels deep" in error.message) == (levels >= 100)
 
 
 def test_messages_never_repeat_a_huge_value() -> None:

@@ -15,7 +15,7 @@ from app.db.session import Database
 from app.keeper import Keeper
 from app.lifecycle import BatchStatus
 from app.settings import Settings
-from app.storage import Storage
+from app.storage import DirectoryStorage, Storage
 from app.worker import Worker
 from tests.app.batches import batch_to_run, chat, read_batch, results_of
 from tests.app.steps import answer, claim_one, custom_ids, files_and_blobs, finish, submit_good
@@ -78,7 +78,7 @@ def test_results_wait_for_space_in_the_database(
 def test_output_files_wait_for_space_in_the_storage(
     database: Database, small_disk: SmallDisk, settings: Settings, caplog: pytest.LogCaptureFixture
 ) -> None:
-    storage = Storage(small_disk.path)
+    storage = DirectoryStorage(small_disk.path)
     keeper = Keeper(database, storage, settings)
     batch_id = submit_good(database, storage, 3)
     keeper.tick()

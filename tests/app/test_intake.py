@@ -1,15 +1,18 @@
 """Batches that join while others run, on SQLite and Postgres."""
 
+import io
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO, cast
 
 import pytest
 
+from app import intake
 from app.db.session import Database
 from app.lifecycle import BatchStatus
 from app.settings import Settings
-from app.storage import Storage
+from app.storage import DirectoryStorage, Storage, StorageAway
 from app.worker import Worker
 from tests.app.batches import batch_to_run, chat, lines_of, read_batch, results_of
 from tests.app.db.jobs import set_columns
@@ -103,3 +106,44 @@ def test_suspects_run_in_no_other_batchs_company(
     assert all(read_batch(database, id_).status == BatchStatus.FINALIZING for id_ in batch_ids)
     assert {batch_ids[1]} in seen
     assert all(batch_ids[1] not in together for together in seen if len(together) > 1)
+
+
+class _ShakyStorage(DirectoryStorage):
+    """Away at the first opening, and again after some reads of the second."""
+
+    num_openings = 0
+
+    def open(self, key: str) -> BinaryIO:
+        self.num_openings += 1
+        if self.num_openings == 1:
+            raise StorageAway("not now")
+        blob = super().open(key)
+        return cast(BinaryIO, _ShakyReader(blob)) if self.num_openings == 2 else blob
+
+
+class _ShakyReader(io.BufferedReader):
+    def __init__(self, blob: BinaryIO) -> None:
+        super().__init__(cast(io.RawIOBase, blob))
+        self.num_reads = 0
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        self.num_reads += 1
+        if self.num_reads == 5:
+            raise StorageAway("gone again")
+        return super().read(size)
+
+
+def test_a_storage_that_is_away_is_waited_for(
+    database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(intake, "LONGEST_WAIT_SECONDS", 0.01)
+    storage = _ShakyStorage(tmp_path / "data")
+    batch_id = batch_to_run(database, storage, [chat(f"question {i}") for i in range(10)])
+    settings = Settings(data_dir=tmp_path, model="m", model_name="m")
+    engine = FakeEngine()
+    Worker(database, storage, settings, lambda: engine).run(threading.Event(), until_idle=True)
+    batch = read_batch(database, batch_id)
+    assert (batch.status, batch.completed, batch.deaths) == (BatchStatus.FINALIZING, 10, 0)
+    assert set(engine.starts.values()) == {1}
+    assert storage.num_openings == 3
+    assert caplog.text.count("The storage does not answer") == 2

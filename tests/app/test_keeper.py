@@ -15,7 +15,7 @@ from app.db.session import Database
 from app.keeper import Keeper
 from app.lifecycle import BatchStatus
 from app.settings import Settings
-from app.storage import BlobWriter, Storage
+from app.storage import BlobWriter, DirectoryStorage, FileWriter, Storage
 from tests.app.db.jobs import read_batch, set_columns
 from tests.app.steps import (
     answer,
@@ -32,7 +32,7 @@ _S = BatchStatus
 _PAST = 1_000
 
 
-class _FaultyWriter(BlobWriter):
+class _FaultyWriter(FileWriter):
     steps_left: list[int]
 
     def _step(self) -> None:
@@ -49,7 +49,7 @@ class _FaultyWriter(BlobWriter):
         return super().commit()
 
 
-class _FaultyStorage(Storage):
+class _FaultyStorage(DirectoryStorage):
     """A storage whose disk is full after a number of writes and commits."""
 
     def __init__(self, data_dir: Path) -> None:
@@ -115,7 +115,7 @@ def test_a_cancel_while_files_are_written_wins(
 ) -> None:
     """The files of the completed batch that never was are removed."""
 
-    class CancellingStorage(Storage):
+    class CancellingStorage(DirectoryStorage):
         batch_id: str | None = None
 
         def create(self) -> BlobWriter:

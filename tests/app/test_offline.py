@@ -265,7 +265,7 @@ def test_a_signal_does_not_wait_for_the_model(job: Job, settings: Settings, numb
 
 
 @pytest.mark.parametrize(
-    "step", ["app.offline.Path.write_bytes", "app.storage.BlobWriter.write", "app.offline.migrate"]
+    "step", ["app.offline.Path.write_bytes", "app.storage.FileWriter.write", "app.offline.migrate"]
 )
 def test_a_disk_that_is_full_at_the_start_leaves_nothing(
     job: Job, settings: Settings, monkeypatch: pytest.MonkeyPatch, step: str

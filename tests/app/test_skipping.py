@@ -18,7 +18,7 @@ from app.keeper import Keeper
 from app.lifecycle import BatchStatus, Validation
 from app.retrying import create_retry
 from app.settings import Settings
-from app.storage import Storage
+from app.storage import DirectoryStorage, Storage
 from tests.app.db.jobs import read_batch, set_columns
 from tests.app.steps import answer, cancel, claim_one, request, submit
 
@@ -186,7 +186,7 @@ def sqlite_keeper(
     """One SQLite database for all examples; each looks at its own batch."""
     path = tmp_path / "batchllm.db"
     path.write_bytes(sqlite_template.read_bytes())
-    database, storage = Database(f"sqlite:///{path}"), Storage(tmp_path / "data")
+    database, storage = Database(f"sqlite:///{path}"), DirectoryStorage(tmp_path / "data")
     keeper = Keeper(database, storage, settings)
 
     def parts() -> tuple[Database, Storage, Keeper]:

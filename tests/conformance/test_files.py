@@ -15,7 +15,7 @@ from sqlalchemy import update
 
 from app.db.files import create_file
 from app.db.models import File, Upload
-from app.storage import Storage
+from app.storage import DirectoryStorage
 from tests.live import Live, as_file, line
 
 CONTENT = as_file([line(f"r{number}") for number in range(50)])
@@ -147,7 +147,7 @@ def test_14_a_gigabyte_in_flat_memory(live: Live, client: openai.OpenAI) -> None
     own = client.files.create(file=("in.jsonl", CONTENT), purpose="batch")
     with live.database.begin() as session:
         owner = session.get_one(File, own.id).owner
-    storage = Storage(live.service.data_dir)
+    storage = DirectoryStorage(live.service.data_dir)
     with storage.create() as blob:
         key = blob.commit()
     os.truncate(storage.directory / key, GIGABYTE)

@@ -19,7 +19,7 @@ from app.db.keys import create_key
 from app.db.session import Database
 from app.main import create_app, listen, make_server
 from app.settings import Settings
-from app.storage import Storage
+from app.storage import DirectoryStorage, Storage
 
 MAX_FILE_BYTES = 3 << 20
 MAX_PART_BYTES = 1 << 20
@@ -90,7 +90,7 @@ def shared_server(sqlite_template: Path, tmp_path_factory: pytest.TempPathFactor
     """One server on SQLite for all tests that do not mind what else is in it: refusals above all."""
     data_dir = tmp_path_factory.mktemp("shared")
     database = Database(f"sqlite:///{shutil.copy(sqlite_template, data_dir / 'batchllm.db')}")
-    with running(database, Storage(data_dir), data_dir) as server:
+    with running(database, DirectoryStorage(data_dir), data_dir) as server:
         yield server
     database.dispose()
 

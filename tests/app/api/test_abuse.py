@@ -178,14 +178,3 @@ def test_slow_heads_are_ended(
         # After an answer the wait begins anew.
         first = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
         assert answer_to(url, first + b"GET /v1/files HTTP/1.1\r\nHo", ends=False)[0] == 200
-
-
-@pytest.mark.parametrize("path", ["/v1/batches", "/v1/uploads", "/v1/chat/completions"])
-@pytest.mark.parametrize("levels", [300, 1_000])
-def test_deep_nesting_is_refused(shared_server: Server, path: str, levels: int) -> None:
-    """A parser takes it, but neither `repr` in a message nor a writer does."""
-    nested = b"[" * levels + b"]" * levels
-    for key in (b"expires_after", b"output_expires_after", b"model", b"purpose"):
-        content = b'{"model": "m", "%s": {"anchor": %s}, "messages": %s}' % (key, nested, nested)
-        error = error_of(shared_server, "POST", path, 400, content=content, headers=JSON)
-        assert "levels deep" in str(error["message"])

@@ -8,7 +8,7 @@ from fastapi import FastAPI
 from sqlalchemy import text
 
 from app.db.session import Database
-from app.storage import Storage
+from app.storage import DirectoryStorage
 from tests.app.api.conftest import Server, running
 
 JSON = {"content-type": "application/json"}
@@ -155,7 +155,7 @@ def test_unexpected_errors(database: Database, tmp_path: Path) -> None:
         def full() -> None:
             raise OSError(errno.ENOSPC, "No space left on device")
 
-    with running(database, Storage(tmp_path), tmp_path, add_routes) as server:
+    with running(database, DirectoryStorage(tmp_path), tmp_path, add_routes) as server:
         assert "secret" not in str(error_of(server, "GET", "/broken", 500))
         assert "x-should-retry" not in server.http("GET", "/broken").headers
         assert server.http("POST", "/broken").headers["x-should-retry"] == "false"
@@ -174,7 +174,7 @@ def test_a_database_that_is_away(tmp_path: Path) -> None:
     (tmp_path / "directory").mkdir()
     for url in ("postgresql://nobody@127.0.0.1:1/none", f"sqlite:///{tmp_path / 'directory'}"):
         database = Database(url)
-        with running(database, Storage(tmp_path), tmp_path) as server:
+        with running(database, DirectoryStorage(tmp_path), tmp_path) as server:
             for path in ("/readyz", "/v1/files", "/v1/batches/batch_1"):
                 assert error_of(server, "GET", path, 503)["type"] == "server_error"
             form = {"file": ("a.jsonl", b"{}"), "purpose": (None, "batch")}
@@ -186,7 +186,7 @@ def test_a_database_that_is_away(tmp_path: Path) -> None:
 
 def test_a_database_without_tables(empty_database_url: str, tmp_path: Path) -> None:
     database = Database(empty_database_url)
-    with running(database, Storage(tmp_path), tmp_path) as server:
+    with running(database, DirectoryStorage(tmp_path), tmp_path) as server:
         for path in ("/readyz", "/v1/files", "/v1/batches/batch_1"):
             error_of(server, "GET", path, 503)
     database.dispose()
