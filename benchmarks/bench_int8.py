@@ -47,7 +47,7 @@ def surprise(model: PreTrainedModel, token_ids: torch.Tensor) -> tuple[torch.Ten
 
 def perplexities(model_dir: Path, texts: list[str], num_tokens: int) -> dict[str, float]:
     tokenizer = Tokenizer(model_dir)
-    encoded = [torch.tensor(tokenizer.encode(text)[:num_tokens]) for text in texts]
+    encoded = [torch.tensor(tokenizer.encode(text)[:num_tokens], dtype=torch.int64) for text in texts]
     found = {}
     for mode in MODES:
         model = load_model(model_dir, torch.device("cpu"), torch.float32, quantize=mode).model
@@ -73,7 +73,7 @@ def greedy(
     engine.add([Request(i, np.asarray(ids, np.int32), sampling) for i, ids in enumerate(prompts)])
     answers: dict[int, list[int]] = {}
     while engine.has_work:
-        answers |= {done.request_id: list(map(int, done.token_ids)) for done in engine.step()}
+        answers |= {done.request_id: list(map(int, done.output_ids)) for done in engine.step()}
     return [answers[i] for i in range(len(prompts))]
 
 

@@ -129,9 +129,9 @@ def _random_model(shape: ModelShape, num_layers: int, quantize: str | None) -> L
         attn_implementation="eager",
     )
     model = LlamaForCausalLM(config).eval().requires_grad_(False)
+    prepare_for_cpu(model, quantize=quantize)  # as the engine does
     register()
     model.set_attn_implementation(ATTENTION_NAME)
-    prepare_for_cpu(model, quantize=quantize)  # as the engine does
     return model
 
 

@@ -4,7 +4,7 @@ import functools
 import logging
 from pathlib import Path
 
-import torch
+from transformers import PreTrainedModel
 
 from engine.cache_dir import default_cache_dir
 from engine.execution.fused_layers import fuse_layers
@@ -17,9 +17,9 @@ _log = logging.getLogger(__name__)
 
 
 def prepare_for_cpu(
-    model: torch.nn.Module, *, quantize: str | None = None, cache_dir: Path | None = None
+    model: PreTrainedModel, *, quantize: str | None = None, cache_dir: Path | None = None
 ) -> None:
-    """Change the layers of an fp32 model in place.
+    """Change the layers of an fp32 model on eager attention, in place.
 
     quantize: "int8" or None. cache_dir: where compiled kernels are kept, None: the default.
     """

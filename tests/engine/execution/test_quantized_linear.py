@@ -4,10 +4,13 @@ import copy
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from engine.cache_dir import default_cache_dir
+from engine.execution.packed_linear import PackedLinear
 from engine.execution.quantized_linear import QuantizedLinear, quantize_linear_layers, weight_levels
 from kernels import cpu_layers
+from tests.models import tiny_config
 
 
 @pytest.fixture(scope="module", params=["compiled", "torch"])
@@ -15,6 +18,11 @@ def operators(request):
     return (
         cpu_layers.CpuLayers(default_cache_dir() / "kernels") if request.param == "compiled" else cpu_layers
     )
+
+
+def tiny_llama():
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(tiny_config()).eval().requires_grad_(False)
 
 
 @pytest.mark.parametrize("num_rows", [0, 1, 3, 64, 130])
@@ -56,14 +64,24 @@ def test_a_rows_bits_do_not_depend_on_its_neighbours(operators, shape):
 
 
 def test_every_linear_layer_is_quantized_and_the_embedding_stays(operators):
-    embedding, head = torch.nn.Embedding(50, 16), torch.nn.Linear(16, 50, bias=False)
-    head.weight = embedding.weight
-    model = torch.nn.Sequential(embedding, torch.nn.Sequential(torch.nn.Linear(16, 16)), head).requires_grad_(
-        False
-    )
+    model = tiny_llama()
+    embedding = model.get_input_embeddings()
     before = copy.deepcopy(embedding.weight)
-    quantize_linear_layers(model, operators)
-    assert not any(isinstance(module, torch.nn.Linear) for module in model.modules())
-    assert torch.equal(embedding.weight, before)
+    ids = torch.arange(30)[None]
     with torch.inference_mode():
-        assert model(torch.arange(5)).shape == (5, 50)
+        expected = model(ids).logits
+        quantize_linear_layers(model, operators)
+        assert not any(isinstance(module, torch.nn.Linear | PackedLinear) for module in model.modules())
+        assert torch.equal(embedding.weight, before)
+        assert (model(ids).logits - expected).norm() <= 0.1 * expected.norm()
+
+
+def test_a_layer_that_rounding_hurts_stays_in_fp32(operators):
+    """A norm blows one channel up, which the layer behind it ignores: all that counts is rounded off."""
+    model = tiny_llama()
+    hurt = model.model.layers[1]
+    hurt.input_layernorm.weight[3] = 1e4
+    hurt.self_attn.v_proj.weight[:, 3] = 0
+    quantize_linear_layers(model, operators)
+    packed = [name for name, module in model.named_modules() if isinstance(module, PackedLinear)]
+    assert packed == ["model.layers.1.self_attn.v_proj"]
