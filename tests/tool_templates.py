@@ -14,7 +14,10 @@ HERMES_TEMPLATE = (
     "{% if tools %}<|im_start|>system\n"
     "You may call these functions: {% for tool in tools %}{{ tool | tojson }}\n{% endfor %}"
     'To call one, write\n<tool_call>\n{"name": ..., "arguments": ...}\n</tool_call><|im_end|>\n{% endif %}'
-    "{% for message in messages %}" + _TURN + "{% for call in message.tool_calls or [] %}"
+    "{% for message in messages %}"
+    "{% if message.role == 'tool' and not message.name %}{{ raise_exception('a name is wanted') }}{% endif %}"
+    + _TURN
+    + "{% for call in message.tool_calls or [] %}"
     '\n<tool_call>\n{"name": "{{ call.function.name }}", "arguments": {{ call.function.arguments | tojson }}}'
     "\n</tool_call>{% endfor %}" + _END + "{% endfor %}" + _ANSWER
 )

@@ -28,7 +28,17 @@ def read_messages(param: str, value: object) -> list[dict[str, Any]]:
             param,
             "invalid_value",
         )
-    return [_message(f"{param}[{i}]", message) for i, message in enumerate(messages)]
+    return _with_names([_message(f"{param}[{i}]", message) for i, message in enumerate(messages)])
+
+
+def _with_names(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """With the function's name at each tool's answer, which OpenAI does not write and some templates want."""
+    names: dict[str, str] = {}
+    for message in messages:
+        names.update((call["id"], call["function"]["name"]) for call in message.get("tool_calls", ()))
+        if message["role"] == "tool" and message["tool_call_id"] in names:
+            message.setdefault("name", names[message["tool_call_id"]])
+    return messages
 
 
 def _message(param: str, value: object) -> dict[str, Any]:

@@ -121,7 +121,7 @@ class Tokenizer:
         conversation: list[dict[str, Any]] = [
             {"role": "user", "content": "Hi"},
             {"role": "assistant", "content": "", "tool_calls": [call]},
-            {"role": "tool", "tool_call_id": "probe0001", "content": "Hi"},
+            {"role": "tool", "tool_call_id": "probe0001", "name": "another", "content": "Hi"},
         ]
         return _PROBE in self._rendered(conversation, [_tool("another")])
 

@@ -9,6 +9,7 @@ from openai.types.chat import ChatCompletion
 
 from app.openai.body import BodyError, Translated, TranslationContext
 from app.openai.chat import chat_body, parse_chat
+from app.openai.messages import read_messages
 from engine.request import Completion, FinishReason
 from tests.fakes import ByteTokenizer
 
@@ -210,3 +211,11 @@ def test_a_forced_answer_begins_after_its_marker() -> None:
     choice = answer(asked, '{"name": "greet", "arguments": {}}\n</tool_call>').choices[0]
     assert choice.finish_reason == "tool_calls"
     assert [call.function.name for call in choice.message.tool_calls or []] == ["greet"]  # type: ignore[union-attr]
+
+
+def test_a_tools_answer_gets_the_name_of_its_function() -> None:
+    tool_answer = {"role": "tool", "tool_call_id": "call_1", "content": "6"}
+    messages = [*HELLO, {"role": "assistant", "tool_calls": [CALL]}, tool_answer]
+    assert read_messages("messages", messages)[2]["name"] == "add"
+    assert read_messages("messages", [*messages[:2], tool_answer | {"name": "own"}])[2]["name"] == "own"
+    assert "name" not in read_messages("messages", [*HELLO, tool_answer])[1]
