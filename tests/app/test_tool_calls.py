@@ -126,9 +126,9 @@ def test_forced_calls_of_the_real_model(smollm2_dir: Path, tmp_path: Path) -> No
     (tmp_path / "chat_template.jinja").write_text(HERMES_TEMPLATE)
     engine = _real(tmp_path)
     for temperature in (0, 1):
-        body = {"tool_choice": "required", "n": 20, "temperature": temperature}
+        body = {"tool_choice": "required", "n": 8, "temperature": temperature}
         _check(_ask(engine, body), {"add", "stop"})
-    named = {"tool_choice": {"type": "function", "function": {"name": "add"}}, "n": 20}
+    named = {"tool_choice": {"type": "function", "function": {"name": "add"}}, "n": 8}
     _check(_ask(engine, named), {"add"})
 
 
