@@ -48,12 +48,14 @@ def test_lines_that_would_fail_are_told_and_the_rest_is_priced(tmp_path: Path, m
         _line("good", "hello"),
         _line("bad value", "hello", temperature=9),
         _line("too long", [3] * 600),
+        _line("impossible", "hello", guided_json={"type": "integer", "minimum": 2, "maximum": 1}),
         _line("not our model", "hello", model="other"),
     ]
     plan = _plan(tmp_path / "in.jsonl", lines, model_dir)
     assert plan.estimate.requests == 1
-    assert [line.line for line in plan.failing] == [2, 3]
-    assert [line.line for line in plan.invalid] == [4]
+    assert [line.line for line in plan.failing] == [2, 3, 4]
+    assert "minimum" in plan.failing[2].message
+    assert [line.line for line in plan.invalid] == [5]
     assert "The file would be refused: 1 invalid" in summary(plan)
 
 
