@@ -118,7 +118,7 @@ class Engine:
         for request_id in request_ids:
             self._watchers.pop(request_id, None)
             self._logprobs.pop(request_id, None)
-            self._masker.failures.pop(request_id, None)
+            self._masker.end(request_id)
 
     @property
     def has_work(self) -> bool:
@@ -196,7 +196,7 @@ class Engine:
             num_prompt_tokens=len(request.prompt_ids),
             num_cached_tokens=sequence.num_cached_tokens,
             logprobs=logprobs,
-            failure=self._masker.failures.pop(request.request_id, None),
+            failure=self._masker.end(request.request_id),
         )
 
     def _describe(

@@ -9,7 +9,7 @@ from llguidance import LLExecutor, LLMatcher
 from llguidance.numpy import fill_next_token_bitmask_par
 from numpy.typing import NDArray
 
-from engine.request import Grammar, TokenIds
+from engine.request import TokenIds
 from engine.scheduling.batch import SpecialRow, StepBatch, TokenMasks
 from engine.text.grammar import Grammars, is_stuck
 
@@ -21,7 +21,6 @@ FEW = 1024
 class _Output:
     """A running request's output, followed through its grammar up to `num_tokens`."""
 
-    grammar: Grammar
     matcher: LLMatcher
     num_tokens: int = 0
 
@@ -33,15 +32,13 @@ class _Output:
 class TokenMasker:
     """Follows the outputs of running requests in a thread of its own.
 
-    A step's masks are begun before the model computes it, and waited for when its tokens are chosen. Only
-    outputs that had a row in the last step are remembered: one that was preempted is followed anew.
-
-    failures: why outputs ended where their grammar allows no end, by request; the engine takes them out.
+    A step's masks are begun before the model computes it, and waited for when its tokens are chosen. An
+    output is followed from where its last mask left it; one that is new here, from its beginning.
     """
 
     def __init__(self, grammars: Callable[[], Grammars]) -> None:
         """grammars: called when the first grammar comes, since to prepare them costs a moment."""
-        self.failures: dict[int, str] = {}
+        self._failures: dict[int, str] = {}
         self._grammars = grammars
         self._thread: ThreadPoolExecutor | None = None
         self._executor: LLExecutor | None = None
@@ -51,18 +48,22 @@ class TokenMasker:
         """The batch with its masks on their way, if it needs any."""
         rows = [row for row in batch.special if row.sampling.grammar is not None]
         if not rows:
-            self._outputs.clear()
             return batch
         if self._thread is None:
             self._thread = ThreadPoolExecutor(1, thread_name_prefix="masks")
         return replace(batch, masks=self._thread.submit(self._masks, batch, rows).result)
+
+    def end(self, request_id: int) -> str | None:
+        """Forgets a request's output. Returns why it ended where its grammar allows no end, if it did."""
+        self._outputs.pop(request_id, None)
+        return self._failures.pop(request_id, None)
 
     def _masks(self, batch: StepBatch, rows: Sequence[SpecialRow]) -> TokenMasks:
         grammars = self._grammars()
         if self._executor is None:
             self._executor = LLExecutor()
         outputs = {int(batch.request_ids[row.index]): self._output(batch, row, grammars) for row in rows}
-        self._outputs = outputs
+        self._outputs.update(outputs)
         words = np.zeros((len(rows), grammars.num_bytes // 4), dtype=np.int32)
         matchers = [(output.matcher, place) for place, output in enumerate(outputs.values())]
         fill_next_token_bitmask_par(self._executor, matchers, words)
@@ -70,7 +71,7 @@ class TokenMasker:
         allowed &= grammars.usable
         for mask, row, (request_id, output) in zip(allowed, rows, outputs.items(), strict=True):
             if is_stuck(output.matcher) or not mask.any():
-                self.failures[request_id] = output.matcher.get_error() or "no token of the model fits"
+                self._failures[request_id] = output.matcher.get_error() or "no token of the model fits"
                 mask[:] = grammars.ending
             elif len(row.banned_ids):
                 _ban(mask, row.banned_ids)
@@ -88,8 +89,8 @@ class TokenMasker:
         grammar = row.sampling.grammar
         assert grammar is not None
         output = self._outputs.get(int(batch.request_ids[row.index]))
-        if output is None or output.grammar is not grammar or output.num_tokens > len(row.output_ids):
-            output = _Output(grammar, grammars.matcher(grammar))
+        if output is None:
+            output = _Output(grammars.matcher(grammar))
         output.follow(row.output_ids)
         return output
 

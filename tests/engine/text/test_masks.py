@@ -52,7 +52,7 @@ def test_tokens_that_may_not_come_yet_come_where_there_are_no_others() -> None:
     banned = [END, OTHER_END, 5_000]
     assert not {END, OTHER_END} & _allowed(_masks(masker, _batch([WORD], "ab", banned)), 0)
     assert _allowed(_masks(masker, _batch([WORD], "abca", banned)), 0) == {END, OTHER_END}
-    assert masker.failures == {}
+    assert masker.end(0) is None
 
 
 def test_a_dead_end_ends_the_output_and_is_noted() -> None:
@@ -60,7 +60,9 @@ def test_a_dead_end_ends_the_output_and_is_noted() -> None:
     dead = Grammar(GrammarKind.LARK, r'start: "a" /[^\s\S]/')
     masks = _masks(masker, _batch([WORD, dead], "a", first_id=40))
     assert _allowed(masks, 1) == {END, OTHER_END}
-    assert masker.failures.keys() == {41}
+    assert masker.end(40) is None
+    assert masker.end(41)
+    assert masker.end(41) is None
 
 
 def test_outputs_are_followed_from_where_they_were_or_anew() -> None:
@@ -69,11 +71,16 @@ def test_outputs_are_followed_from_where_they_were_or_anew() -> None:
     matcher = masker._outputs[0].matcher
     _masks(masker, _batch([WORD, WORD], "ab"))
     assert masker._outputs[0].matcher is matcher
-    _masks(masker, _batch([WORD], "ab", first_id=1))  # the first was preempted
-    assert set(masker._outputs) == {1}
+    _masks(masker, _batch([WORD], "ab", first_id=1))  # the first sits this step out
     assert _allowed(_masks(masker, _batch([WORD, WORD], "abca")), 0) == {END, OTHER_END}
-    assert masker.begin(_batch([None])).masks is None
+    assert masker._outputs[0].matcher is matcher
+    masker.end(0)  # and its id comes again
+    assert END not in _allowed(_masks(masker, _batch([WORD], "a")), 0)
+    assert _allowed(_masks(masker, _batch([WORD], "abca", first_id=7)), 0) == {END, OTHER_END}
+    for request_id in (0, 1, 7):
+        masker.end(request_id)
     assert masker._outputs == {}
+    assert masker.begin(_batch([None])).masks is None
 
 
 def test_without_grammars_there_is_no_thread() -> None:
