@@ -36,7 +36,7 @@ KvMemory = Annotated[str | None, option("Memory for keys and values, such as 512
 MaxBatchTokens = Annotated[int | None, option("Most tokens computed in one step.")]
 Threads = Annotated[int | None, option("CPU threads.")]
 Dtype = Annotated[str | None, option("float32, bfloat16 or float16.")]
-Quantize = Annotated[str | None, option("int8: faster linear layers, slightly other answers; CPU only.")]
+Quantize = Annotated[str | None, option("int8: faster linear layers, other answers; CPU only.")]
 Device = Annotated[str | None, option("cpu or cuda.")]
 CacheDir = Annotated[Path | None, option("Where models are kept.")]
 Supervised = Annotated[bool, typer.Option("--supervised", hidden=True)]

@@ -98,7 +98,7 @@ class Settings(BaseSettings):
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
     """float32, bfloat16 or float16; without it, float32 on a CPU and bfloat16 on a GPU."""
     quantize: Literal["int8"] | None = None
-    """int8: linear layers in int8, faster, slightly other answers; in float32 on a CPU; without it, none."""
+    """int8: most linear layers in int8, faster, other answers; in float32 on a CPU; without it, none."""
     kv_memory: ByteCount | None = None
     """Memory for keys and values, such as 512MiB or 2GiB; without it, a part of what is free."""
     max_batch_tokens: int = Field(default=1024, gt=0)
