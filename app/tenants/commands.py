@@ -1,10 +1,11 @@
-"""The commands of whoever runs the service: keys, limits and usage of its tenants, in the database itself."""
+"""The commands of whoever runs the service, on its data: tenants' keys, limits and usage; backups."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from app.flags import DatabaseUrl, DataDir, option, start
+from app.flags import DatabaseUrl, DataDir, StorageUrl, option, start
 
 keys = typer.Typer(help="Create, list and revoke the keys of those who may use the service.")
 limits = typer.Typer(help="Say what one tenant may use; for all tenants the settings of these names do.")
@@ -16,6 +17,7 @@ def register(app: typer.Typer) -> None:
     app.add_typer(keys, name="keys", no_args_is_help=True)
     app.add_typer(limits, name="limits", no_args_is_help=True)
     app.command()(usage)
+    app.command()(backup)
 
 
 @keys.command("create")
@@ -112,3 +114,18 @@ def usage(
         from app.tenants.usage import show
 
         show(settings, name, days, as_json=as_json)
+
+
+def backup(
+    context: typer.Context,
+    target: Annotated[Path, typer.Argument(help="A directory for this backup alone.", show_default=False)],
+    data_dir: DataDir = None,
+    database_url: DatabaseUrl = None,
+    storage_url: StorageUrl = None,
+) -> None:
+    """Copy the files and the SQLite database of a service, which may run meanwhile."""
+    with start("backup", context) as settings:
+        from app.backup import back_up
+
+        num_files = back_up(settings, target)
+    typer.echo(f"{target} holds {num_files} files; docs/guide/backup.md says how to restore it.", err=True)
