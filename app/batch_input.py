@@ -268,7 +268,8 @@ class _Checker:
         if model not in self._served_models:
             raise _Invalid(
                 "model_not_found",
-                f"The provided model '{_echo(model)}' is not supported by the Batch API.",
+                f"The provided model '{_echo(model)}' is not supported by the Batch API. "
+                f"Served here: {', '.join(sorted(self._served_models))}.",
                 "body.model",
             )
         if self._first_model is None:

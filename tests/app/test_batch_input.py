@@ -149,7 +149,7 @@ _URL_MESSAGE = "The URL provided for this request does not match the batch endpo
             _request(body=_body(model="x")),
             "model_not_found",
             "body.model",
-            "The provided model 'x' is not supported by the Batch API.",
+            "The provided model 'x' is not supported by the Batch API. Served here: m, n.",
         ),
         *[
             (

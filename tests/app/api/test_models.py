@@ -61,4 +61,4 @@ def test_a_name_that_is_not_configured_fails_the_batch(
         assert failed.errors.data is not None
         error = failed.errors.data[0]
         assert (error.code, error.line, error.param) == ("model_not_found", 2, "body.model")
-        assert error.message == "The provided model 'gpt-4o' is not supported by the Batch API."
+        assert error.message.endswith("Served here: gpt-4o-mini, local/model.")
