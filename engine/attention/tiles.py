@@ -4,7 +4,7 @@
     row tiles        rows 0..31   32..63   64..95   96..99          (what one program holds)
     pieces of KV     0..2496 | 2496..5000 of each                   (so that tiles cost about the same)
 
-A row that only one tile covers gets its output from that tile; the states of all others go through
+A tile whose rows no other tile covers writes their output itself; the states of all others go through
 partial rows and are merged.
 """
 

@@ -36,10 +36,14 @@ def test_rows_meet_their_tokens_exactly_once(seed, limits, window):
     step, plan = _step_and_plan(seed, limits, window)
     batch = step.batch
     seen = [[] for _ in range(batch.num_tokens)]
+    first_read: dict[tuple[int, int], tuple[int, bool]] = {}  # by rows and pages: a token, whether it is seen
     for row_start, num_rows, page_start, kv_start, kv_end, open_end, kv_position, _ in plan.items.tolist():
         assert kv_start < kv_end
         assert kv_start <= open_end <= kv_end
         assert 0 < num_rows * limits.group <= max(limits.wide, limits.group)
+        nearest = min(batch.positions[row_start : row_start + num_rows].tolist()) - kv_position - kv_start
+        read = kv_start, window is None or nearest < window
+        first_read[row_start, page_start] = min(read, first_read.get((row_start, page_start), read))
         for row in range(row_start, row_start + num_rows):
             for token in range(kv_start, kv_end):
                 distance = int(batch.positions[row]) - kv_position - token
@@ -48,6 +52,7 @@ def test_rows_meet_their_tokens_exactly_once(seed, limits, window):
                 if visible:
                     page = int(batch.page_ids[page_start + token // 4])
                     seen[row].append(page * 4 + token % 4)
+    assert all(is_seen for _, is_seen in first_read.values())  # nothing is read that only older rows saw
     assert [sorted(slots) for slots in seen] == [
         sorted(slots.tolist()) for slots in step.visible_slots(window)
     ]
@@ -73,6 +78,9 @@ def test_a_row_is_written_once_or_merged_from_all_its_parts(seed, limits, window
     assert merged == parts
     assert sorted([*written, *merged]) == list(range(step.batch.num_tokens))
     assert not (sinks and written)
+    for row_start, num_rows, *_, partial_start in plan.items.tolist():
+        if partial_start != NO_PARTIAL:  # some row of the tile needs it
+            assert sinks or any(len(parts[row_start + i]) > 1 for i in range(num_rows))
     assert sorted(part for of_row in parts.values() for part in of_row) == list(range(plan.num_partial_rows))
 
 
