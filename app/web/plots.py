@@ -44,9 +44,10 @@ def draw_series(series: dict[str, Any]) -> Plots:
 
 
 def _round_top(value: float) -> float:
-    """The next of 2, 4, 10, 20, 40, 100, ...: its half is a round number too."""
+    """The next of 1.2, 1.6, 2, 3, 4, 6, 8, 10 times a power of ten whose half is a whole number too."""
     size = 10.0 ** math.floor(math.log10(max(value, 1)))
-    return next(step * size for step in (2, 4, 10) if value <= step * size)
+    tops = (step * size for step in (1.2, 1.6, 2, 3, 4, 6, 8, 10))
+    return next(top for top in tops if value <= top and top % 2 == 0)
 
 
 def _area(spans: list[tuple[float, float]], values: list[float], top: float) -> str:

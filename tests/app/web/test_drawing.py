@@ -70,3 +70,6 @@ def test_plots_stay_within_their_frame(looks):
             ):
                 assert 0 <= float(number) <= 1000
     assert plots.kv.highest == max(p.kv_tokens for p in series.points)
+    steps = plots.tokens_per_step
+    assert steps.top % 2 == 0
+    assert steps.top <= max(2, 2 * steps.highest)
