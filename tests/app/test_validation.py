@@ -15,7 +15,7 @@ from app.db.session import Database
 from app.keeper import Keeper
 from app.lifecycle import BatchStatus
 from app.settings import Settings
-from app.storage import Storage
+from app.storage import DirectoryStorage, Storage
 from tests.app.db.jobs import add_batch, read_batch
 from tests.app.steps import cancel, request, submit, submit_good, upload
 
@@ -131,7 +131,7 @@ def test_a_killed_validation_is_done_again(database: Database, storage: Storage,
         assert [line.custom_id for line in pending_lines(session, batch_id)] == ["r1", "r2", "r3"]
 
 
-class _StorageThatCalls(Storage):
+class _StorageThatCalls(DirectoryStorage):
     """Calls `back` when a blob is opened, as if something happened during validation."""
 
     back: Callable[[], None]
