@@ -5,6 +5,7 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
+from app.batch_engine import BatchEngine
 from app.running import RunningBatch, line_id
 
 TELL_SECONDS = 1.0
@@ -12,17 +13,18 @@ _WINDOW_SECONDS = 60.0
 
 
 class Pace:
-    """Prompt tokens answered a second, as of late; the clock starts when there is something to run."""
+    """Tokens of answered lines a second, prompts and outputs, as of late; the clock starts when there is
+    something to run."""
 
     def __init__(self) -> None:
         self._num_answered = 0
-        self._marks: deque[tuple[float, int]] = deque()  # (monotonic time, prompt tokens answered by then)
+        self._marks: deque[tuple[float, int]] = deque()  # (monotonic time, tokens answered by then)
         self._next_at = 0.0
 
-    def answered(self, num_prompt_tokens: int) -> None:
-        self._num_answered += num_prompt_tokens
+    def answered(self, num_tokens: int) -> None:
+        self._num_answered += num_tokens
 
-    def tell(self, batches: Sequence[RunningBatch], running_ids: frozenset[int]) -> None:
+    def tell(self, batches: Sequence[RunningBatch], engine: BatchEngine) -> None:
         """Put each batch's progress where the next heartbeat finds it."""
         now = time.monotonic()
         self._marks.append((now, self._num_answered))
@@ -32,10 +34,10 @@ class Pace:
         seconds, num_tokens = now - self._marks[0][0], self._num_answered - self._marks[0][1]
         num_ahead = 0
         for batch in sorted(batches, key=lambda batch: -batch.claim.priority):
-            num_ahead += batch.num_prompt_tokens
+            num_ahead += batch.num_prompt_tokens + batch.expected_output_tokens(engine)
             is_known = num_tokens > 0 and batch.untranslated is None
             batch.watch.progress = _progress(
-                batch, running_ids, round(num_ahead * seconds / num_tokens) if is_known else None
+                batch, engine.running_ids, round(num_ahead * seconds / num_tokens) if is_known else None
             )
 
     @property

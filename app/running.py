@@ -5,6 +5,7 @@ from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
+from app.batch_engine import BatchEngine
 from app.batch_telemetry import Point, Telemetry
 from app.db.ids import new_id
 from app.db.leases import Claim
@@ -21,6 +22,8 @@ from engine.request import Completion, Refusal, Request
 
 # A line's requests are numbered beside it: its first has the line's own id.
 _LINE_IDS = 1 << 48
+# Some milliseconds' work, once a second.
+_LINES_ASKED_OF = 500
 
 
 def line_id(request_id: int) -> int:
@@ -191,6 +194,13 @@ class RunningBatch:
     def request_ids(self) -> list[int]:
         """The requests that the engine holds or has finished, of the lines that are not answered."""
         return [request_id for running in self.unanswered.values() for request_id in running.request_ids]
+
+    def expected_output_tokens(self, engine: BatchEngine) -> int:
+        """Of the lines that wait or are in the engine, whole; told from some of them, evenly spread."""
+        lines = [*self.waiting, *self.unanswered.values()]
+        some = lines[:: -(-len(lines) // _LINES_ASKED_OF) or 1]
+        expected = engine.expected_output_tokens([request for line in some for request in line.requests])
+        return round(expected * len(lines) / len(some)) if some else 0
 
     def answer(self, completion: Completion) -> NewResult | None:
         """Takes in a finished request; the result of its line, if it was the last of it."""

@@ -163,7 +163,7 @@ class Worker:
         for completion in completions:
             batch = next(b for b in self._running if line_id(completion.request_id) in b.unanswered)
             if (result := batch.answer(completion)) is not None:
-                self._pace.answered(result.input_tokens)
+                self._pace.answered(result.input_tokens + result.output_tokens)
                 self._recorder.put(batch.queue, [result])
 
     def _tell(self) -> None:
@@ -174,7 +174,7 @@ class Worker:
             self._pace.rest()
             self._meter.skip(self._engine.stats)
         elif self._pace.is_due:
-            self._pace.tell(self._running, self._engine.running_ids)
+            self._pace.tell(self._running, self._engine)
             self._measure()
 
     def _measure(self) -> None:

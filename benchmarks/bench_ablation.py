@@ -34,7 +34,7 @@ from engine.engine import RunStep
 from engine.execution.model import load_model
 from engine.memory.pages import PagePool
 from engine.planning.forest import Ints
-from engine.planning.lengths import LengthEstimator
+from engine.planning.lengths import Floats, LengthEstimator
 from engine.planning.optimal import Bools
 from engine.planning.ordering import OrderingPolicy, arrival_order, decode_heavy_first
 from engine.planning.planner import make_plan
@@ -52,10 +52,19 @@ NUM_PAGES = (ROOTS * (ROOT_TOKENS + DOCUMENTS * DOCUMENT_TOKENS)) // 4 // PAGE_S
 class FullReservation(LengthEstimator):
     """Believes that every output takes all it may."""
 
-    def expected(self, num_generated: int, max_tokens: int, ignore_eos: bool) -> int:
+    def expected(
+        self, num_generated: int, max_tokens: int, ignore_eos: bool, tokens: float = 0.0, weight: float = 1.0
+    ) -> int:
         return max_tokens
 
-    def expected_of_many(self, num_generated: Ints, max_tokens: Ints, ignore_eos: Bools) -> Ints:
+    def expected_of_many(
+        self,
+        num_generated: Ints,
+        max_tokens: Ints,
+        ignore_eos: Bools,
+        tokens: Floats | float = 0.0,
+        weight: Floats | float = 1.0,
+    ) -> Ints:
         return np.asarray(max_tokens, dtype=np.int64)
 
 
@@ -99,6 +108,7 @@ def run(
         max_batch_tokens=MAX_BATCH_TOKENS,
         eos_token_ids=frozenset(),
         lengths=estimator(),
+        ordering=ordering,
     )
     started = time.perf_counter()
     for piece in np.array_split(np.arange(len(requests)), num_pieces):

@@ -72,6 +72,7 @@ def run_policy(
         page_size=PAGE_SIZE,
         max_batch_tokens=max_batch_tokens,
         plan=plan,
+        ordering=ORDERING[order_name],
     )
 
 

@@ -109,6 +109,10 @@ class EncoderEngine:
     def outline(self, requests: Sequence[Request]) -> None:
         """None: texts share nothing, each is computed whole."""
 
+    def expected_output_tokens(self, requests: Sequence[Request]) -> int:
+        """None: it generates nothing."""
+        return 0
+
     @property
     def load(self) -> EngineLoad:
         """What it holds now: never any KV."""

@@ -55,6 +55,7 @@ class Engine:
         self._pool = pool
         self._page_bytes = page_bytes
         self._step_tokens = 0
+        self._num_jobs = 0
         self._watchers: dict[int, StopWatcher] = {}
         self._logprobs: defaultdict[int, list[RowLogprobs]] = defaultdict(list)  # of requests that ask
         self._stats = EngineStats(
@@ -74,9 +75,11 @@ class Engine:
 
         Those of a higher priority go first, also before what waits here already; tenants of equal priority
         have equal shares. Prefixes are shared among the requests of the call and with those of earlier calls
-        with the same `scope` that are not finished; None: with no other call.
+        with the same `scope` that are not finished; None: with no other call. The outputs of one call are
+        expected to be alike in length.
         """
         started = time.perf_counter()
+        self._num_jobs += 1
         alone = requests if scope is None else self._join(requests, priority, tenant, scope)
         plan = self._plan(alone)
         self._enter(plan, priority, tenant, scope, below=None)
@@ -104,7 +107,9 @@ class Engine:
         return alone
 
     def _enter(self, plan: Plan, priority: int, tenant: str, scope: Hashable, below: Segment | None) -> None:
-        self._scheduler.add(plan, priority=priority, tenant=tenant, scope=scope, below=below)
+        self._scheduler.add(
+            plan, priority=priority, tenant=tenant, scope=scope, below=below, job=self._num_jobs
+        )
         self._stats.prompt_tokens += plan.num_prompt_tokens
         self._watch(plan)
 
@@ -119,6 +124,10 @@ class Engine:
             self._watchers.pop(request_id, None)
             self._logprobs.pop(request_id, None)
             self._masker.end(request_id)
+
+    def expected_output_tokens(self, requests: Sequence[Request]) -> int:
+        """How long all their outputs will be together, by what was learned so far; they need not be here."""
+        return self._scheduler.expected_output_tokens(requests)
 
     @property
     def has_work(self) -> bool:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from engine.cost_model import CostModel, JobWork, StepWork, shared_work
 from engine.memory.pages import PagePool
 from engine.planning.lengths import LengthEstimator
+from engine.planning.ordering import OrderingPolicy, decode_heavy_first
 from engine.planning.plan import Plan
 from engine.planning.planner import make_plan
 from engine.planning.prefix_tree import build_prefix_tree
@@ -92,11 +93,12 @@ def simulate(
     page_size: int,
     max_batch_tokens: int,
     plan: Plan | None = None,
+    ordering: OrderingPolicy = decode_heavy_first,
     work_of_step: WorkOfStep = shared_work,
 ) -> SimulatedRun:
     """Run `requests`, each until it has its output length, at most max_tokens.
 
-    plan: what to run, if not what the planner makes of the requests.
+    plan: what to run, if not what the planner makes of the requests; ordering: that it was made with.
     work_of_step: how attention reads a step's KV.
     """
     if plan is None:
@@ -107,6 +109,7 @@ def simulate(
         max_batch_tokens=max_batch_tokens,
         eos_token_ids=frozenset([EOS_TOKEN_ID]),
         lengths=LengthEstimator(),
+        ordering=ordering,
     )
     scheduler.add(plan)
     last_token_at = _lengths_by_request(requests, output_lengths)

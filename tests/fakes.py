@@ -117,6 +117,9 @@ class FakeEngine:
         for request_id in request_ids:
             self.waiting.pop(request_id, None)
 
+    def expected_output_tokens(self, requests: Sequence[Request]) -> int:
+        return sum(min(len(request.prompt_ids), request.sampling.max_tokens) for request in requests)
+
     @property
     def has_work(self) -> bool:
         return bool(self.waiting)

@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 Ints = NDArray[np.integer]
 Bools = NDArray[np.bool_]
+Floats = NDArray[np.float64]
 
 # Output length believed while nothing is known: a chat model's short answer. It weighs as much as one ended
 # sequence, so that a few hundred generated tokens outvote it.
@@ -22,7 +23,7 @@ _ROUNDING = 1e-9
 
 
 class LengthEstimator:
-    """Survival analysis of output lengths, over the sequences of one job.
+    """Survival analysis of output lengths, over all sequences of a worker.
 
     Averaging what has finished would be biased: short outputs finish first. So every generated token
     counts as an exposure, whether its sequence has ended or not, and the chance to end at a length is
@@ -49,24 +50,46 @@ class LengthEstimator:
         if self._num_steps % STEPS_BETWEEN_UPDATES == 0:
             self._table_length = 0
 
-    def expected(self, num_generated: int, max_tokens: int, ignore_eos: bool) -> int:
+    @property
+    def tokens_per_end(self) -> float:
+        """Tokens generated for each sequence that ended, the prior among both."""
+        return float((self._num_exposed.sum() + PRIOR_TOKENS) / (self._num_ended.sum() + 1))
+
+    def expected(
+        self, num_generated: int, max_tokens: int, ignore_eos: bool, tokens: float = 0.0, weight: float = 1.0
+    ) -> int:
         """Expected final output length, rounded up: in (num_generated, max_tokens].
 
         num_generated: tokens generated so far, < max_tokens.
+        tokens, weight: what is known of the sequence's kin: before its first token its length is expected to
+            be tokens + weight * that of any sequence. Lengths are then taken to be distributed as those
+            of all are, stretched by the ratio of the two.
         """
         if ignore_eos:
             return max_tokens
         self._cover(max_tokens)
         # E[min(L, m) | L > g] = g + sum over k in [g, m) of P(L > k | L > g)
         sums = self._survival_sum
-        remaining = float((sums[num_generated] - sums[max_tokens]) / self._survival[num_generated])
+        ratio = weight + tokens / max(float(sums[0] - sums[max_tokens]), 1.0)
+        place = min(int(num_generated / ratio), max_tokens)
+        remaining = ratio * float((sums[place] - sums[max_tokens]) / self._survival[place])
         return min(max(num_generated + math.ceil(remaining - _ROUNDING), num_generated + 1), max_tokens)
 
-    def expected_of_many(self, num_generated: Ints, max_tokens: Ints, ignore_eos: Bools) -> NDArray[np.int64]:
+    def expected_of_many(
+        self,
+        num_generated: Ints,
+        max_tokens: Ints,
+        ignore_eos: Bools,
+        tokens: Floats | float = 0.0,
+        weight: Floats | float = 1.0,
+    ) -> NDArray[np.int64]:
         """`expected` of each, int64."""
         self._cover(int(max_tokens.max(initial=0)))
         sums = self._survival_sum
-        remaining = (sums[num_generated] - sums[max_tokens]) / self._survival[num_generated]
+        # The maximum changes nothing but for max_tokens 0.
+        ratio = weight + tokens / np.maximum(sums[0] - sums[max_tokens], 1.0)
+        place = np.minimum((num_generated / ratio).astype(np.int64), max_tokens)
+        remaining = ratio * (sums[place] - sums[max_tokens]) / self._survival[place]
         ends = num_generated + np.ceil(remaining - _ROUNDING).astype(np.int64)
         ends = np.minimum(np.maximum(ends, num_generated + 1), max_tokens)
         return np.where(ignore_eos, max_tokens, ends)
@@ -78,7 +101,7 @@ class LengthEstimator:
     def _rebuild(self, longest: int) -> None:
         """P(L > k) for k = 0 .. longest, and its sums from k to the end."""
         length = 1 << max(longest, 1).bit_length()
-        pooled = (self._num_ended.sum() + 1) / (self._num_exposed.sum() + PRIOR_TOKENS)
+        pooled = 1 / self.tokens_per_end
         hazard = (self._num_ended + POOLED_TOKENS * pooled) / (self._num_exposed + POOLED_TOKENS)
         starts = _BIN_STARTS[: np.searchsorted(_BIN_STARTS, length, side="right")]
         per_token = np.repeat(hazard[: len(starts)], np.diff(starts, append=length + 1))

@@ -94,6 +94,7 @@ class Occupancy:
         head.num_members = 1
         head.num_ever_computed = min(segment.num_ever_computed, num_tokens)
         segment.num_ever_computed -= head.num_ever_computed
+        head.num_ended, head.ended_tokens = segment.num_ended, segment.ended_tokens
         segment.parent = head
         segment.token_ids = segment.token_ids[num_tokens:]
         segment.position += num_tokens

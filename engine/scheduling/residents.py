@@ -21,6 +21,9 @@ _COLUMNS = {
     "place": np.int64,
     "place_stop": np.int64,
     "tenant": np.int64,
+    "job": np.int64,
+    "num_ended": np.int64,
+    "ended_tokens": np.int64,
     "position": np.int32,
     "num_tokens": np.int32,
     "num_computed": np.int32,
@@ -49,7 +52,7 @@ class Residents:
     num_prompt: prompt tokens of the segment.
     in_one_run: its pages are first_page, first_page + 1, ...
     is_idle: a shared segment that nobody holds.
-    parent_slot: of the segment above, -1 for a root.
+    parent_slot: of the segment above, -1 for a root and where nothing is.
     place: orders the residents: of a shared segment twice its number in preorder among those, of a leaf one
         more than that of the segment above. place_stop: of a shared segment, where its subtree is over.
     decoding: a leaf of which only the last known token is left to compute: one row a step.
@@ -67,6 +70,9 @@ class Residents:
     place: NDArray[np.int64]
     place_stop: NDArray[np.int64]
     tenant: NDArray[np.int64]
+    job: NDArray[np.int64]
+    num_ended: NDArray[np.int64]
+    ended_tokens: NDArray[np.int64]
     position: NDArray[np.int32]
     num_tokens: NDArray[np.int32]
     num_computed: NDArray[np.int32]
@@ -110,6 +116,8 @@ class Residents:
         self.parent_slot[slot] = -1 if segment.parent is None else self.slot_of(segment.parent)
         self.num_prompt[slot] = self.num_tokens[slot] = len(segment.token_ids)
         self.num_computed[slot] = 0
+        self.num_ended[slot] = segment.num_ended
+        self.ended_tokens[slot] = segment.ended_tokens
         self.set_pages(segment, page_ids)
         if isinstance(segment, Sequence):
             self._enter_leaf(slot, segment)
@@ -130,6 +138,7 @@ class Residents:
         self._segments[slot] = None
         for flags in (self.is_resident, self.is_leaf, self.is_idle, self.decoding):
             flags[slot] = False
+        self.parent_slot[slot] = -1
         self._free_slots.append(slot)
         self._layout = None
         return pages
@@ -271,6 +280,7 @@ class Residents:
         self.ignore_eos[slot] = sampling.ignore_eos
         self.request_id[slot] = sequence.request.request_id
         self.tenant[slot] = sequence.tenant
+        self.job[slot] = sequence.job
         above = self.parent_slot[slot]
         self.place[slot] = self.place[above] + 1 if above >= 0 else _ROOT_LEAF_PLACE
         self.temperature[slot] = sampling.temperature
@@ -286,6 +296,7 @@ class Residents:
         old = len(self._segments)
         for name in _COLUMNS:
             setattr(self, name, np.pad(getattr(self, name), (0, num_slots)))
+        self.parent_slot[old:] = -1
         self._outputs = np.pad(self._outputs, ((0, num_slots), (0, 0)))
         self._segments += [None] * num_slots
         self._free_slots += range(old + num_slots - 1, old - 1, -1)

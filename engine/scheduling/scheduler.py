@@ -7,10 +7,13 @@ import numpy as np
 
 from engine.memory.pages import PagePool
 from engine.planning.lengths import LengthEstimator
+from engine.planning.ordering import OrderingPolicy, decode_heavy_first
 from engine.planning.plan import Plan
 from engine.request import FinishReason, Request, TokenIds
+from engine.scheduling.arrangement import Arrangement
 from engine.scheduling.batch import StepBatch
 from engine.scheduling.batch_builder import Span, build_batch
+from engine.scheduling.filling import Filling
 from engine.scheduling.invariants import check_forest
 from engine.scheduling.kin import Branch, Scopes
 from engine.scheduling.layout import Slots
@@ -30,7 +33,7 @@ class Scheduler:
     A step is filled in this order: one row of every decoding sequence; prompt rows of running sequences;
     then sequences are admitted by priority and by fair turns of the tenants, a tenant's in the order of its
     plans, each with what is missing of the prefixes above it, top down. A sequence may run in the step that
-    completes the prefixes it needs.
+    completes the prefixes it needs. What a job has waiting is ordered again as output lengths are learned.
 
     A plan is a forest of its own, or grows below a segment of an earlier one with the same sharing scope.
     Ranks follow priority, then the order in which sequences first ran.
@@ -40,8 +43,8 @@ class Scheduler:
     (it keeps its output and is computed again later). Only an earlier sequence takes from a later one, and
     each fits alone, so the first unfinished one can always run.
 
-    Counters: num_computed_prompt_tokens (computed for the first time), num_recomputed_tokens (computed again
-    after preemption or eviction, outputs included), num_preemptions, num_steps, peak_pages.
+    Counters: num_computed_prompt_tokens, num_recomputed_tokens (see Filling), num_preemptions, num_steps,
+    peak_pages.
     """
 
     def __init__(
@@ -51,15 +54,13 @@ class Scheduler:
         max_batch_tokens: int,
         eos_token_ids: frozenset[int],
         lengths: LengthEstimator,
+        ordering: OrderingPolicy = decode_heavy_first,
     ) -> None:
-        self.num_computed_prompt_tokens = 0
-        self.num_recomputed_tokens = 0
         self.num_preemptions = 0
         self.num_steps = 0
         self._pool = pool
         self._max_batch_tokens = max_batch_tokens
         self._eos_token_ids = np.array(sorted(eos_token_ids), dtype=np.int32)
-        self._lengths = lengths
         self._residents = Residents()
         self._occupancy = Occupancy(pool, self._residents)
         self._outlook = Outlook(self._residents, lengths, pool.page_size)
@@ -67,8 +68,8 @@ class Scheduler:
         self._turns = Turns(_STEPS_PER_TURN * max_batch_tokens)
         self._tenants: dict[str, int] = {}
         self._scopes = Scopes(self._occupancy)
-        # Running sequences that do not decode yet: few, since a step admits only while it has rows left.
-        self._filling: list[Sequence] = []
+        self._arrangement = Arrangement(ordering, self._outlook, self._residents)
+        self._filling = Filling(self._residents)
         self._num_running = 0
         # Slots of the rows sampled by the step in flight.
         self._sampled: Slots | None = None
@@ -76,6 +77,14 @@ class Scheduler:
     @property
     def has_work(self) -> bool:
         return bool(self._unfinished)
+
+    @property
+    def num_computed_prompt_tokens(self) -> int:
+        return self._filling.num_computed_prompt_tokens
+
+    @property
+    def num_recomputed_tokens(self) -> int:
+        return self._filling.num_recomputed_tokens
 
     @property
     def running_ids(self) -> frozenset[int]:
@@ -100,12 +109,14 @@ class Scheduler:
         tenant: str = "",
         scope: Hashable = None,
         below: Segment | None = None,
+        job: Hashable = None,
     ) -> None:
         """Takes in a plan's requests, behind those of the same tenant and priority.
 
         What runs already goes on, but nothing of lower priority is admitted before these are.
         scope: requests of later plans may share with these if theirs is the same; None: nobody may.
         below: the segment, of `branches`, that all prompts of the plan go on from.
+        job: what the requests are a part of; those of one job are expected to have outputs of like lengths.
         """
         number = self._tenants.setdefault(tenant, len(self._tenants))
         segments: list[Segment] = []
@@ -117,7 +128,12 @@ class Scheduler:
                 request_id = planned.request.request_id
                 assert request_id not in self._unfinished, f"request {request_id} was added twice"
                 sequence = Sequence(
-                    parent, planned.token_ids, planned.request, priority=priority, tenant=number
+                    parent,
+                    planned.token_ids,
+                    planned.request,
+                    priority=priority,
+                    tenant=number,
+                    job=self._outlook.join(job),
                 )
                 self._unfinished[request_id] = sequence
                 self._turns.add(sequence)
@@ -150,6 +166,8 @@ class Scheduler:
         """
         assert self.has_work, "no work"
         assert self._sampled is None, "the last batch was not committed"
+        if self._arrangement.is_due(len(self._unfinished) - self._num_running):
+            self._turns.reorder(self._arrangement.arrange)
         self._give_room_to_decode()
         decoding, spans = self._choose(least_priority)
         if not (spans or len(decoding)):
@@ -173,21 +191,28 @@ class Scheduler:
         assert len(slots) == len(token_ids) == len(batch.request_ids)
         table = self._residents
         table.append_tokens(slots, token_ids)
-        if self._filling:
-            self._filling = [sequence for sequence in self._filling if not table.decoding[sequence.slot]]
+        self._filling.settle()
         num_generated = table.num_tokens[slots] - table.num_prompt[slots]
-        ignores_eos = table.ignore_eos[slots]
-        ended = (token_ids[:, None] == self._eos_token_ids).any(axis=1) & ~ignores_eos
+        ended = (token_ids[:, None] == self._eos_token_ids).any(axis=1) & ~table.ignore_eos[slots]
         if stopped:
             ended |= np.isin(batch.request_ids, list(stopped))
-        self._lengths.observe(num_generated[~ignores_eos], ended[~ignores_eos])
+        self._outlook.observe(slots, ended)
         finished = []
         for index in np.flatnonzero(ended | (num_generated >= table.max_tokens[slots])).tolist():
             sequence = table.sequence_at(int(slots[index]))
             sequence.finish_reason = FinishReason.STOP if ended[index] else FinishReason.LENGTH
+            self._outlook.learn(sequence, int(num_generated[index]))
             self._end(sequence)
             finished.append(sequence)
+        self._arrangement.num_ended += len(finished)
         return finished
+
+    def expected_output_tokens(self, requests: Many[Request]) -> int:
+        """Of these requests' whole outputs together; of one that is not here, what is expected of any."""
+        return sum(
+            self._outlook.length(request.sampling, self._unfinished.get(request.request_id))
+            for request in requests
+        )
 
     def check_invariants(self) -> None:
         """Asserts that pages, holds and members agree with who runs and who is unfinished."""
@@ -195,15 +220,15 @@ class Scheduler:
         check_forest(self._unfinished.values(), self._occupancy)
         assert self._num_running == int(self._residents.is_leaf.sum()) <= self._max_batch_tokens
         waiting = {id(sequence) for sequence in self._turns.waiting()}
-        filling = {id(sequence) for sequence in self._filling}
         for sequence in self._unfinished.values():
             is_running = sequence.slot is not None
             assert (id(sequence) in waiting) == (not is_running)
-            assert (id(sequence) in filling) == (is_running and not self._residents.decoding[sequence.slot])
+            assert (sequence in self._filling) == (is_running and not self._residents.decoding[sequence.slot])
 
     def _end(self, sequence: Sequence) -> None:
         del self._unfinished[sequence.request.request_id]
         sequence.is_over = True
+        self._outlook.leave(sequence)
         if sequence.slot is not None:
             self._stop_running(sequence)
         self._occupancy.forget(sequence)
@@ -211,8 +236,7 @@ class Scheduler:
     def _stop_running(self, sequence: Sequence) -> None:
         self._occupancy.release(sequence)
         self._num_running -= 1
-        if sequence in self._filling:
-            self._filling.remove(sequence)
+        self._filling.discard(sequence)
 
     # Decoding sequences
 
@@ -280,9 +304,7 @@ class Scheduler:
             return least_priority is None or sequence.priority >= least_priority
 
         spans: list[Span] = []
-        # Own rows before prefix rows: they end in a sample soonest.
-        self._filling.sort(key=lambda sequence: (not self._residents.has_prefix(sequence), sequence.rank))
-        for sequence in filter(takes_part, self._filling):
+        for sequence in filter(takes_part, self._filling.in_order()):
             num_rows -= self._advance(sequence, num_rows, spans)
         num_to_come: int | None = None
         while num_rows and (first := self._next_waiting()) is not None and takes_part(first):
@@ -297,25 +319,9 @@ class Scheduler:
         return spans
 
     def _advance(self, sequence: Sequence, num_rows: int, spans: list[Span]) -> int:
-        """Up to `num_rows` rows towards the sequence's next token, top down. Returns how many it used."""
-        num_used = 0
-        for segment in (*self._residents.incomplete_above(sequence), sequence):
-            slot = self._residents.slot_of(segment)
-            start = int(self._residents.num_computed[slot])
-            stop = min(int(self._residents.num_tokens[slot]), start + num_rows - num_used)
-            if stop == start:
-                break
-            spans.append(Span(slot, segment.known_tokens[start:stop]))
-            self._residents.num_computed[slot] = stop
-            self._count(segment, start, stop)
-            num_used += stop - start
+        num_used = self._filling.advance(sequence, num_rows, spans)
         self._turns.charge(sequence.tenant, num_used)
         return num_used
-
-    def _count(self, segment: Segment, start: int, stop: int) -> None:
-        first_new = max(start, segment.num_ever_computed)
-        self.num_recomputed_tokens += min(stop, first_new) - start
-        self.num_computed_prompt_tokens += max(min(stop, len(segment.token_ids)) - first_new, 0)
 
     def _admit(self, sequence: Sequence, num_to_come: int) -> bool:
         """Lets the first waiting sequence run if its expected pages are there beside `num_to_come` others."""
@@ -326,7 +332,7 @@ class Scheduler:
         self._turns.take(sequence)
         self._occupancy.settle(sequence, own_pages)
         self._num_running += 1
-        self._filling.append(sequence)
+        self._filling.add(sequence)
         if not sequence.has_run:
             sequence.has_run = True
             sequence.num_cached_tokens = self._residents.num_computed_above(sequence)

@@ -23,9 +23,13 @@ class Segment:
     num_ever_computed: most tokens that were computed before it last lost its pages.
     num_holds: running leaves and held segments right below; while above zero its pages stay.
     num_members: unfinished leaves and living segments right below; at zero it is over.
+    num_ended, ended_tokens: finished sequences anywhere below, and the output tokens of all of these; without
+        those with ignore_eos, whose length says nothing.
     """
 
     __slots__ = (
+        "ended_tokens",
+        "num_ended",
         "num_ever_computed",
         "num_holds",
         "num_members",
@@ -47,6 +51,8 @@ class Segment:
         self.num_ever_computed = 0
         self.num_holds = 0
         self.num_members = 0
+        self.num_ended = 0
+        self.ended_tokens = 0
 
     @property
     def stop(self) -> int:

@@ -17,12 +17,14 @@ class Sequence(Segment):
     has_run: pages were given to it once, so rank and num_cached_tokens are settled.
     is_over: finished or dropped.
     tenant: number of the tenant that its tokens are charged to.
+    job: number of the job that it is a part of.
     """
 
     __slots__ = (
         "finish_reason",
         "has_run",
         "is_over",
+        "job",
         "num_cached_tokens",
         "output_ids",
         "priority",
@@ -38,11 +40,13 @@ class Sequence(Segment):
         *,
         priority: int = 0,
         tenant: int = 0,
+        job: int = 0,
     ) -> None:
         super().__init__(parent, token_ids)
         self.request = request
         self.priority = priority
         self.tenant = tenant
+        self.job = job
         self.is_over = False
         self.output_ids: TokenIds = _NOTHING
         self.finish_reason: FinishReason | None = None

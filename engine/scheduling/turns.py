@@ -10,12 +10,15 @@ Credit is not saved up: a tenant that begins to wait has at least the share that
 
 import heapq
 from collections import defaultdict, deque
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from engine.scheduling.segment import Segment
 from engine.scheduling.sequence import Sequence
 
 _RANKS_PER_PRIORITY = 1 << 40
+
+Arrange = Callable[[list[Sequence], Segment | None], list[Sequence]]
 
 
 def last_rank(priority: int) -> int:
@@ -46,6 +49,7 @@ class Turns:
         self._returned: dict[int, list[tuple[int, Sequence]]] = {}  # by priority: heaps by rank
         self._turns: dict[int, _Turn] = {}  # by priority
         self._next_rank: dict[int, int] = {}  # by priority
+        self._last_group: dict[tuple[int, int], Segment | None] = {}  # by priority and tenant that wait
 
     def charge(self, tenant: int, num_tokens: int) -> None:
         """Tokens were computed for the tenant."""
@@ -86,10 +90,25 @@ class Turns:
             share = self._shares[tenant]
             self._last_share = max(self._last_share, share)
             self._turns[priority] = _Turn(tenant, sequence.parent, share + self._turn_tokens)
+        if not sequence.has_run:
+            self._last_group[priority, tenant] = sequence.parent
         self._remove(sequence)
         if not sequence.has_run:
             sequence.rank = self._next_rank.get(priority, -priority * _RANKS_PER_PRIORITY)
             self._next_rank[priority] = sequence.rank + 1
+
+    def reorder(self, arrange: Arrange) -> None:
+        """Arranges anew, tenant by tenant, those that never ran.
+
+        arrange: gets sequences in their order, and the segment right above the last one admitted from among
+            them; gives the same ones.
+        """
+        for priority, tenants in self._new.items():
+            for tenant, line in tenants.items():
+                waiting = [sequence for sequence in line if not sequence.is_over]
+                if waiting:
+                    line.clear()
+                    line.extend(arrange(waiting, self._last_group.get((priority, tenant))))
 
     def waiting(self) -> list[Sequence]:
         """All of them, in no order."""
@@ -123,6 +142,7 @@ class Turns:
             first = tenants[tenant].popleft()
             if not tenants[tenant]:
                 del tenants[tenant]
+                self._last_group.pop((priority, tenant), None)
             if not tenants:
                 del self._new[priority]
                 self._turns.pop(priority, None)

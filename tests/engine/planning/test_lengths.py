@@ -2,7 +2,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.planning.lengths import LengthEstimator
+from engine.planning.lengths import STEPS_BETWEEN_UPDATES, LengthEstimator
 
 
 def run_job(estimator: LengthEstimator, lengths: np.ndarray, num_steps: int) -> None:
@@ -37,12 +37,27 @@ def test_early_finishers_do_not_pull_the_estimate_down():
     assert estimator.expected(64, 4096, False) > 110
 
 
-@given(st.integers(0, 5000), st.integers(1, 5000), st.booleans())
-def test_expected_length_is_above_what_is_there_and_within_the_limit(generated, more, ignore_eos):
+@given(st.integers(1, 400))
+def test_equal_lengths_are_learned_to_within_two_bins(length):
+    estimator = LengthEstimator()
+    run_job(estimator, np.full(2000, length), STEPS_BETWEEN_UPDATES * 26)
+    assert length <= estimator.expected(0, 512, False) <= 2**0.5 * length + 1
+
+
+@given(st.integers(0, 5000), st.integers(1, 5000), st.booleans(), st.floats(0, 6000), st.floats(1e-6, 4))
+def test_expected_length_is_above_what_is_there_and_within_the_limit(
+    generated, more, ignore_eos, tokens, weight
+):
     estimator = LengthEstimator()
     run_job(estimator, np.array([3, 3, 7, 40]), 64)
     limit = generated + more
-    expected = estimator.expected(generated, limit, ignore_eos)
+    expected = estimator.expected(generated, limit, ignore_eos, tokens, weight)
     assert generated < expected <= limit
-    many = estimator.expected_of_many(np.array([generated]), np.array([limit]), np.array([ignore_eos]))
+    many = estimator.expected_of_many(
+        np.array([generated]),
+        np.array([limit]),
+        np.array([ignore_eos]),
+        np.array([tokens]),
+        np.array([weight]),
+    )
     assert many.tolist() == [expected]

@@ -1,3 +1,4 @@
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -9,6 +10,7 @@ from engine.memory.pages import PagePool
 from engine.planning.lengths import LengthEstimator
 from engine.planning.planner import make_plan
 from engine.request import FinishReason, Request, SamplingParams
+from engine.scheduling import arrangement
 from engine.scheduling.scheduler import Scheduler
 from engine.scheduling.sequence import Sequence
 from tests.engine.planning.requests import prompt_lists, request
@@ -16,6 +18,14 @@ from tests.engine.scheduling.fake_model import FakeModel, generate
 
 VOCAB_SIZE = 11
 EOS = frozenset({0})
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _arranged_all_the_time() -> Iterator[None]:
+    """These jobs are small: what waits in them is arranged anew whenever a sequence has ended."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(arrangement, "LEAST_ENDED", 1)
+        yield
 
 
 @dataclass
