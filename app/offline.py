@@ -119,6 +119,7 @@ class _OfflineRun:
         self._stats = EngineStats()
         self._build_seconds = 0.0
         self._database = Database(settings.resolved_database_url)
+        self._was_here = (settings.data_dir / "batchllm.db").exists()  # of an earlier try
         self._storage = open_storage(settings)
         self._keeper = Keeper(self._database, self._storage, settings)
         self._batch: Batch | None = None  # as last read
@@ -127,7 +128,8 @@ class _OfflineRun:
     @property
     def may_hold_results(self) -> bool:
         """Whether a later try has something to go on from, as far as is known."""
-        return self._is_computing or self._num_done > 0
+        is_unread = self._was_here and self._batch is None
+        return is_unread or self._is_computing or self._num_done > 0
 
     @property
     def _num_done(self) -> int:

@@ -131,6 +131,25 @@ def test_an_interrupted_job_goes_on_where_it_was(job: Job, settings: Settings) -
     assert names_in(job.output.parent) == {"in.jsonl", "out.jsonl"}
 
 
+def test_a_second_try_that_cannot_even_begin_keeps_the_first(
+    job: Job, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(_: object) -> None:
+        raise OperationalError("PRAGMA", None, Exception("disk I/O error"))
+
+    job.input.write_bytes(input_file([chat(f"q{i}") for i in range(40)]))
+    first, third = FakeEngine(fail_at_step=3), FakeEngine()
+    with pytest.raises(RuntimeError, match="the fake device broke"):
+        run(job, settings, first)
+    with monkeypatch.context() as patch:
+        patch.setattr("app.offline.migrate", away)
+        with pytest.raises(StartupError, match="disk I/O error"):
+            run(job, settings)
+    run(job, settings, third)
+    assert len(read(job.output)) == 40
+    assert 0 < sum(third.starts.values()) < 40
+
+
 def test_an_unfinished_job_is_not_mixed_with_another(job: Job, settings: Settings) -> None:
     job.input.write_bytes(input_file([chat("a")] * 40))
     with pytest.raises(RuntimeError, match="the fake device broke"):
