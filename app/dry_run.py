@@ -110,7 +110,8 @@ def dry_run(path: Path, settings: Settings, hardware: str, shape_name: str | Non
     config = orjson.loads((model_dir / "config.json").read_bytes())
     shape = MODELS[shape_name] if shape_name else ModelShape.from_config(config)
     cost = CostModel(shape, hardware_profile(hardware, shape, settings.threads, settings.quantize))
-    max_batch_tokens = settings.max_batch_tokens if hardware == "cpu" else GPU_BATCH_TOKENS
+    is_given = "max_batch_tokens" in settings.model_fields_set
+    max_batch_tokens = settings.max_batch_tokens if is_given or hardware == "cpu" else GPU_BATCH_TOKENS
     memory = settings.kv_memory or default_kv_memory(cost, max_batch_tokens)
     max_context = min(config["max_position_embeddings"], max_tokens_of_one_request(cost, memory))
     context = TranslationContext(Tokenizer(model_dir), max_context, settings.default_max_tokens)
@@ -173,7 +174,7 @@ def summary(plan: DryRun) -> str:
         longest = ", ".join(f"{p.custom_id} ({p.prompt_tokens:,} tokens)" for p in plan.longest_prompts)
         lines.append(f"longest prompts: {longest}")
     bad = plan.invalid + plan.failing
-    lines += [f"line {line.line}: {line.code}: {line.message}" for line in bad[:_NUM_TOLD]]
+    lines += [f"{_place(line)}: {line.code}: {line.message}" for line in bad[:_NUM_TOLD]]
     if len(bad) > _NUM_TOLD:
         lines.append(f"... and {len(bad) - _NUM_TOLD:,} more such lines: --json tells all.")
     if plan.invalid:
@@ -181,6 +182,10 @@ def summary(plan: DryRun) -> str:
     elif plan.failing:
         lines.append(f"{len(plan.failing)} lines would fail; the others would run.")
     return "\n".join(lines)
+
+
+def _place(line: FailingLine) -> str:
+    return "the file" if line.line is None else f"line {line.line}"
 
 
 def _duration(seconds: float) -> str:

@@ -85,3 +85,17 @@ def test_what_kv_memory_cannot_hold_fails_too(tmp_path: Path, model_dir: Path) -
     assert plan.estimate.requests == 1
     assert [line.custom_id for line in plan.failing] == ["does not"]
     assert "1 lines would fail" in summary(plan)
+
+
+def test_an_empty_file_is_told_as_a_whole(tmp_path: Path, model_dir: Path) -> None:
+    told = summary(_plan(tmp_path / "in.jsonl", [], model_dir))
+    assert "\nthe file: empty_file: " in told
+
+
+def test_tokens_in_a_step_are_those_given_whatever_the_hardware(tmp_path: Path, model_dir: Path) -> None:
+    lines = [_line(f"r{i}", [i + 3] * 100, max_tokens=1) for i in range(4)]
+    steps = [
+        _plan(tmp_path / "in.jsonl", lines, model_dir, **given).estimate.steps
+        for given in ({}, {"max_batch_tokens": 50})
+    ]
+    assert steps == [1, 8]

@@ -168,3 +168,18 @@ def test_longest_match_first_helps_only_when_few_wait():
         )
 
     assert saving(8) > 0.7 > 0.5 > saving(32)
+
+
+@pytest.mark.parametrize(("is_v1", "num_computed"), [(False, 4 * 80), (True, 64 + 4 * 16)])
+def test_only_the_newer_engine_hits_blocks_of_the_same_step(is_v1, num_computed):
+    requests = _requests(_micro(1, 4, 64, 16))
+    run = StreamingEngine(
+        requests,
+        [4] * 4,
+        COST,
+        max_seqs=8,
+        max_batch_tokens=512,
+        is_v1=is_v1,
+        kv_memory_bytes=4096 * COST.kv_bytes_per_token,
+    ).run()
+    assert run.num_computed_tokens == num_computed
