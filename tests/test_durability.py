@@ -44,7 +44,7 @@ def _write_input(path: Path) -> set[str]:
         body = {
             "model": "HuggingFaceTB/SmolLM2-135M-Instruct",
             "messages": [{"role": "user", "content": question}],
-            "max_tokens": 2,
+            "max_tokens": 32,  # so long that the last kill still meets a fast machine at work
             "temperature": 9 if number % 50 == 3 else 1,
             "ignore_eos": True,
         }
@@ -107,7 +107,7 @@ def _kill_at_random_moments(service: Service, target: str, notes: Path) -> list[
         num_runs = at_kills[-1][1] if at_kills else 0
         if kill not in at_start:
             _wait_until(lambda num_runs=num_runs: len(_engine_runs(notes)) > num_runs)
-        time.sleep(rng.uniform(0, 3))
+        time.sleep(rng.uniform(0, 1))
         if target == "serve":
             service.kill()
         else:
